@@ -1,0 +1,55 @@
+"""services(), caller(), the request id: the only look at g and current_app."""
+
+import re
+import uuid
+from dataclasses import dataclass
+from typing import Any, cast
+
+from flask import current_app, g, request
+
+from app.db.engine import Database
+from app.services.access import Access, Caller
+from app.services.file_lists import FileLists
+from app.services.files import Files
+from app.services.inference import Inference
+from app.services.router import Router
+from app.settings import Settings
+
+_SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
+_EXTENSION = "manifold"
+
+
+@dataclass(frozen=True)
+class Services:
+    """The collaborators that the factory built, for the views."""
+
+    settings: Settings
+    database: Database
+    access: Access
+    router: Router
+    files: Files
+    file_lists: FileLists
+    inference: Inference
+
+
+def services() -> Services:
+    """The collaborators of the app that serves this request."""
+    return cast(Services, current_app.extensions[_EXTENSION])
+
+
+def caller() -> Caller:
+    """Who sends this request; only behind a guard."""
+    return cast(Caller, g.caller)
+
+
+def request_id() -> str:
+    """The caller's own `x-request-id` when it is a sane one, else a new one; one per request."""
+    if "request_id" not in g:
+        sent = request.headers.get("x-request-id", "")
+        g.request_id = sent if _SANE_REQUEST_ID.fullmatch(sent) else f"req_{uuid.uuid4().hex}"
+    return cast(str, g.request_id)
+
+
+def note(**facts: Any) -> None:
+    """Add facts to the log line of this request."""
+    g.setdefault("notes", {}).update(facts)

@@ -1,0 +1,120 @@
+"""/files: upload, list, retrieve, content, delete."""
+
+from typing import Any
+from urllib.parse import quote
+
+from flask import Blueprint, Response, request
+
+from app.api import body, target
+from app.api.auth import Guard, guard
+from app.api.context import caller, note, services
+from app.api.form import spooled_form
+from app.api.schemas import FileListQuery, UploadFields, expires_after, load, single_values
+from app.errors import InvalidRequest, TooLarge
+from app.objects import FileDeleted, FileObject, Page
+from app.services.files import Content
+from app.services.router import Hints
+from app.transfers import Upload
+
+blueprint = Blueprint("files", __name__)
+
+MB = 1024 * 1024
+
+
+@blueprint.post("/files")
+@guard(Guard.WRITE)
+def create(**_: str) -> FileObject:
+    """The new file object, under the kind of id that the request's selector asks for."""
+    settings = services().settings
+    spool = settings.data_dir / "spool"
+    limit = settings.max_file_size_mb * MB
+    with spooled_form(spool, file_field="file", max_file_bytes=limit) as form:
+        given: dict[str, Any] = dict(form.fields)
+        way = services().router.way(target.hints(given).selector(), caller())
+        purpose = form.text("purpose")
+        fields = load(UploadFields(), {} if purpose is None else {"purpose": purpose})
+        expiry = expires_after(form.fields)
+        spooled = form.file
+        if spooled is None:
+            raise InvalidRequest("the form has no part named 'file'", param="file")
+        if spooled.size == 0:
+            raise InvalidRequest("the file is empty", param="file")
+        batch_limit = settings.max_batch_file_size_mb * MB
+        if fields["purpose"] == "batch" and spooled.size > batch_limit:
+            raise TooLarge(
+                f"the batch file is too large: {spooled.size} bytes were sent, "
+                f"{batch_limit} bytes are allowed",
+                param="file",
+                code="file_too_large",
+            )
+        upload = Upload(
+            path=spooled.path,
+            filename=spooled.filename,
+            mime_type=spooled.mime_type,
+            purpose=fields["purpose"],
+            size=spooled.size,
+            sha256=spooled.sha256,
+            expires_after=expiry,
+        )
+        note(bytes_in=spooled.size, deployment=",".join(r.deployment.id for r in way.routes))
+        return services().files.create(caller(), upload, way)
+
+
+@blueprint.get("/files")
+@guard(Guard.ANY_KEY)
+def list_(**_: str) -> Page:
+    """A page of file objects."""
+    selector = _hints().selector()
+    query = load(FileListQuery(), single_values(FileListQuery().fields))
+    return services().file_lists.page(caller(), query, selector)
+
+
+@blueprint.get("/files/<file_id>")
+@guard(Guard.ANY_KEY)
+def retrieve(file_id: str, **_: str) -> FileObject:
+    """The file object; `?include=copies` adds where its copies are."""
+    include = request.args.getlist("include") + request.args.getlist("include[]")
+    unknown = [name for name in include if name != "copies"]
+    if unknown:
+        raise InvalidRequest(f"{unknown[0][:60]!r} is not one of: copies", param="include")
+    return services().files.retrieve(caller(), file_id, _hints(), with_copies=bool(include))
+
+
+@blueprint.get("/files/<file_id>/content")
+@guard(Guard.ANY_KEY)
+def content(file_id: str, **_: str) -> Response:
+    """The bytes, streamed from a copy."""
+    byte_range = request.headers.get("Range")
+    found = services().files.content(caller(), file_id, _hints(), byte_range)
+    note(deployment=found.deployment)
+    return _download(found)
+
+
+@blueprint.delete("/files/<file_id>")
+@blueprint.post("/files/<file_id>/delete")
+@guard(Guard.WRITE)
+def delete(file_id: str, **_: str) -> FileDeleted:
+    """Confirmation that no copy is left."""
+    return services().files.delete(caller(), file_id, _hints())
+
+
+def _hints() -> Hints:
+    return target.hints(body.optional_object())
+
+
+def _download(found: Content) -> Response:
+    download = found.download
+    response = Response(download.chunks, status=206 if download.content_range else 200)
+    response.call_on_close(download.close)
+    headers = response.headers
+    headers["Content-Type"] = found.mime_type
+    headers["Content-Disposition"] = (
+        f"attachment; filename*=UTF-8''{quote(found.filename, safe='')}"
+    )
+    headers["Content-Security-Policy"] = "sandbox; default-src 'none'"
+    headers["Accept-Ranges"] = "bytes"
+    if download.length is not None:
+        headers["Content-Length"] = str(download.length)
+    if download.content_range:
+        headers["Content-Range"] = download.content_range
+    return response

@@ -1,0 +1,61 @@
+"""Notices that a client has hung up while its request waits for an upstream.
+
+A worker's thread that waits for a byte from upstream does not see its own client go. One watcher
+thread per process looks at the sockets of all waiting requests. Linux only, where the kernel
+reports a peer's half-close without a read; elsewhere a gone client is noticed at the next write.
+"""
+
+import select
+import socket
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+
+_HANG_UP = getattr(select, "EPOLLRDHUP", 0) | getattr(select, "EPOLLHUP", 0)
+
+
+class _Watcher:
+    def __init__(self) -> None:
+        self._poll = select.epoll()
+        self._lock = threading.Lock()
+        self._watched: dict[int, Callable[[], None]] = {}
+        threading.Thread(target=self._run, name="hangup", daemon=True).start()
+
+    def add(self, sock: socket.socket, gone: Callable[[], None]) -> Callable[[], None]:
+        number = sock.fileno()
+        with self._lock:
+            self._watched[number] = gone
+            self._poll.register(number, _HANG_UP | select.EPOLLONESHOT)
+
+        def remove() -> None:
+            with self._lock:
+                if self._watched.get(number) is gone:
+                    del self._watched[number]
+                    with suppress(OSError, ValueError):
+                        self._poll.unregister(number)
+
+        return remove
+
+    def _run(self) -> None:
+        while True:
+            for number, _ in self._poll.poll():
+                with self._lock:
+                    gone = self._watched.get(number)
+                    # Called inside the lock: after `remove` has returned nothing is called.
+                    if gone is not None:
+                        gone()
+
+
+_watcher: _Watcher | None = None
+_start = threading.Lock()
+
+
+def watch(sock: socket.socket | None, gone: Callable[[], None]) -> Callable[[], None]:
+    """Call `gone` from another thread when the client hangs up; returns what ends the watch."""
+    global _watcher  # noqa: PLW0603  # one per process, made by the first request after the fork
+    if sock is None or not hasattr(select, "epoll"):
+        return lambda: None
+    with _start:
+        if _watcher is None:
+            _watcher = _Watcher()
+    return _watcher.add(sock, gone)

@@ -1,0 +1,149 @@
+"""marshmallow schemas of file forms and queries, and how a schema's complaints are shown."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from flask import request
+from marshmallow import EXCLUDE, Schema, ValidationError, fields, post_load, validate
+
+from app.errors import InvalidRequest
+from app.objects import LISTED_PURPOSES, PURPOSES
+from app.services.file_lists import ListQuery
+from app.transfers import ExpiresAfter
+
+_HOUR = 3600
+_THIRTY_DAYS = 30 * 24 * _HOUR
+
+
+def load(schema: Schema, data: Mapping[str, Any]) -> Any:
+    """What the schema makes of the data. Raises InvalidRequest naming the first bad field."""
+    try:
+        return schema.load(data)
+    except ValidationError as error:
+        param, message = first_mistake(error.messages)
+        code = getattr(error, "code", None)
+        text, _, code = message.partition("\0")
+        raise InvalidRequest(f"{param}: {text}", param=param, code=code or None) from error
+
+
+def first_mistake(messages: Any) -> tuple[str, str]:
+    """The dotted path of the first mistake, and what it is."""
+    path: list[str] = []
+    while isinstance(messages, dict):
+        name = next(iter(messages))
+        path.append(str(name))
+        messages = messages[name]
+    return ".".join(path), str(messages[0] if isinstance(messages, list) else messages)
+
+
+class Limit(fields.Integer):
+    """A page size within OpenAI's bounds, with OpenAI's codes for what is outside of them."""
+
+    def __init__(self, most: int, **kwargs: Any) -> None:
+        super().__init__(strict=True, **kwargs)
+        self._most = most
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> int:
+        if not (isinstance(value, str) and value.isascii() and value.lstrip("-").isdigit()):
+            raise ValidationError(
+                f"{value!r:.40} is not an integer from 1 to {self._most}\0invalid_type"
+            )
+        number = int(value[:20])
+        if number > self._most:
+            raise ValidationError(
+                f"{value[:20]} is above the maximum of {self._most}\0integer_above_max_value"
+            )
+        if number < 1:
+            raise ValidationError(
+                f"{value[:20]} is below the minimum of 1\0integer_below_min_value"
+            )
+        return number
+
+
+def _one_of(allowed: tuple[str, ...]) -> validate.OneOf:
+    return validate.OneOf(allowed, error=f"{{input!r:.60}} is not one of: {', '.join(allowed)}")
+
+
+class FileListQuery(Schema):
+    """Query of GET /files. Source: OpenAI API reference, Files, list; read 2026-11."""
+
+    class Meta:
+        unknown = EXCLUDE
+
+    limit = Limit(10_000, load_default=10_000)
+    order = fields.String(load_default="desc", validate=_one_of(("asc", "desc")))
+    after = fields.String(load_default=None)
+    purpose = fields.String(load_default=None, validate=_one_of(LISTED_PURPOSES))
+    user_id = fields.String(load_default=None)
+
+    @post_load
+    def _make(self, data: dict[str, Any], **_: Any) -> ListQuery:
+        return ListQuery(**data)
+
+
+class UploadFields(Schema):
+    """Fields of POST /files beside the file. Source: OpenAI API reference, Files, create."""
+
+    class Meta:
+        unknown = EXCLUDE
+
+    purpose = fields.String(
+        required=True,
+        validate=_one_of(PURPOSES),
+        error_messages={"required": "missing; one of: " + ", ".join(PURPOSES)},
+    )
+
+
+def expires_after(found: Mapping[str, list[str]]) -> ExpiresAfter | None:
+    """`expires_after` from a form: bracketed or dotted fields, or one field of JSON.
+
+    Raises InvalidRequest naming the field.
+    """
+    values: dict[str, Any] = {}
+    for name, given in found.items():
+        plain = name.replace("]", "").replace("[", ".")
+        head, _, key = plain.partition(".")
+        if head != "expires_after":
+            continue
+        if not key:
+            values |= _json_object(given[0])
+        else:
+            values[key] = given[0]
+    if not values:
+        return None
+    anchor, seconds = values.get("anchor"), values.get("seconds")
+    if anchor != "created_at":
+        raise InvalidRequest(
+            f"expires_after.anchor must be 'created_at', not {anchor!r:.60}",
+            param="expires_after[anchor]",
+        )
+    whole = str(seconds) if isinstance(seconds, int | str) and not isinstance(seconds, bool) else ""
+    if not (whole.isascii() and whole.isdigit() and _HOUR <= int(whole[:12]) <= _THIRTY_DAYS):
+        raise InvalidRequest(
+            f"expires_after.seconds must be {_HOUR} to {_THIRTY_DAYS}, not {seconds!r:.60}",
+            param="expires_after[seconds]",
+        )
+    return ExpiresAfter(anchor, int(whole))
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise InvalidRequest("expires_after is not a JSON object", param="expires_after")
+    return value
+
+
+def single_values(names: Any) -> dict[str, str]:
+    """The request's query for these names. Raises InvalidRequest for one given with two values."""
+    found = {}
+    for name in names:
+        values = dict.fromkeys(request.args.getlist(name))
+        if len(values) > 1:
+            raise InvalidRequest(f"{name} is given {len(values)} times", param=name)
+        if values:
+            found[name] = next(iter(values))
+    return found

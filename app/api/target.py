@@ -1,0 +1,114 @@
+"""Where a request asks to go: model, target_model_names, provider; path, header, query, body."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from flask import request
+
+from app.errors import InvalidRequest
+from app.services.router import Hints
+
+_SELECTORS = {
+    "model": "model",
+    "target_model_names": "target_model_names",
+    "custom_llm_provider": "custom_llm_provider",
+    "provider": "custom_llm_provider",
+}
+_HEADERS = {
+    "x-litellm-model": "model",
+    "x-litellm-target-model-names": "target_model_names",
+    "custom-llm-provider": "custom_llm_provider",
+}
+_BRACKETS = re.compile(r"\[\d{0,4}\]$")
+_LISTS = frozenset({"target_model_names"})
+
+FORBIDDEN = frozenset(
+    {
+        "api_base",
+        "base_url",
+        "api_key",
+        "api_version",
+        "organization",
+        "extra_headers",
+        "extra_body",
+        "litellm_params",
+        "timeout",
+        "proxy",
+        "bucket_name",
+    }
+)
+_FORBIDDEN_PREFIXES = ("s3_", "aws_", "vertex_", "gcs_", "azure_")
+
+
+def hints(body: Mapping[str, Any] | None = None) -> Hints:
+    """What this request says of where to go. `body`: its form fields or its JSON object.
+
+    Raises InvalidRequest for a field that would choose an address or a credential: those come
+    from the configuration alone.
+    """
+    refuse_forbidden(request.args)
+    refuse_forbidden(body or {})
+    found = [
+        (place, kind, values)
+        for place, kind, raw in _found(body or {})
+        if (values := _values(kind, raw))
+    ]
+    return Hints(found)
+
+
+def refuse_forbidden(names: Mapping[str, Any]) -> None:
+    """Raise InvalidRequest for the first name that would redirect the gateway's credentials."""
+    for name in names:
+        plain = name.partition("[")[0].lower()
+        if plain in FORBIDDEN or plain.startswith(_FORBIDDEN_PREFIXES):
+            raise InvalidRequest(
+                f"{name[:80]!r} cannot be set by a request; it comes from the configuration",
+                param=name[:80],
+                code="forbidden_parameter",
+            )
+
+
+def _found(body: Mapping[str, Any]) -> Iterator[tuple[str, str, list[Any]]]:
+    for name, value in (request.view_args or {}).items():
+        if name in _SELECTORS:
+            yield "path", _SELECTORS[name], [value]
+    for header, kind in _HEADERS.items():
+        if values := request.headers.getlist(header):
+            yield f"header {header}", kind, list(values)
+    yield from _named("query", request.args.lists())
+    yield from _named("body", ((name, value) for name, value in body.items()))
+
+
+def _named(place: str, fields: Any) -> Iterator[tuple[str, str, list[Any]]]:
+    gathered: dict[str, list[Any]] = {}
+    for name, value in fields:
+        plain = _BRACKETS.sub("", name)
+        if plain in _SELECTORS:
+            gathered.setdefault(plain, []).extend(value if isinstance(value, list) else [value])
+    for plain, values in gathered.items():
+        yield place, _SELECTORS[plain], values
+
+
+def _values(kind: str, raw: list[Any]) -> tuple[str, ...]:
+    texts = [text for text in raw if isinstance(text, str)]
+    if kind not in _LISTS:
+        return tuple(dict.fromkeys(text.strip() for text in texts if text.strip()))
+    names = [name.strip() for text in texts for name in _split(text)]
+    return tuple(dict.fromkeys(name for name in names if name))
+
+
+def _split(text: str) -> list[str]:
+    if text.lstrip().startswith("["):
+        try:
+            names = json.loads(text)
+        except ValueError:
+            names = None
+        if isinstance(names, list) and all(isinstance(name, str) for name in names):
+            return [part for name in names for part in name.split(",")]
+        raise InvalidRequest(
+            "target_model_names is neither a list of names nor names with commas between them",
+            param="target_model_names",
+        )
+    return text.split(",")

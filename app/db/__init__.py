@@ -1,0 +1,1 @@
+"""Rows; knows no request and no provider."""

@@ -1,0 +1,130 @@
+"""Engine and sessions from the URL: pragmas, one SQLite writer at a time, trouble as an error."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+from sqlalchemy import Engine, create_engine, event, text
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import (
+    ArgumentError,
+    DBAPIError,
+    IntegrityError,
+    NoSuchModuleError,
+)
+from sqlalchemy.exc import (
+    TimeoutError as PoolTimeout,
+)
+from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.pool import StaticPool
+
+from app.errors import ConfigError, DatabaseUnavailable
+
+BUSY_TIMEOUT_SECONDS = 30
+SUPPORTED = ("sqlite:///path/to/file.db", "postgresql://user:password@host/name")
+
+
+class Database:
+    """One engine of this process, and the two ways to use it: `read()` and `write()`.
+
+    Both raise DatabaseUnavailable when the database does not answer; IntegrityError passes
+    through, for the caller knows what it means. Nothing may wait for an upstream inside either.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._read = sessionmaker(engine, expire_on_commit=False)
+        writing = engine.execution_options(manifold_writes=True)
+        self._write = sessionmaker(writing, expire_on_commit=False)
+        # SQLite has one writer. Threads that queue here instead of in its busy handler are served
+        # without its sleeps, so only other processes are ever waited for with a time-out.
+        is_sqlite = engine.dialect.name == "sqlite"
+        self._turn: Any = threading.Lock() if is_sqlite else nullcontext()
+
+    @contextmanager
+    def read(self) -> Iterator[Session]:
+        """A session for questions; what it sees is one moment's state."""
+        with _as_unavailable(), self._read() as session:
+            yield session
+
+    @contextmanager
+    def write(self) -> Iterator[Session]:
+        """A session that commits at the end and rolls back on any error."""
+        with _as_unavailable(), self._turn, self._write.begin() as session:
+            yield session
+
+    def ping(self) -> None:
+        """Return if the database answers, else raise DatabaseUnavailable."""
+        with self.read() as session:
+            session.execute(text("SELECT 1"))
+
+
+def connect(url: str, *, pool_size: int = 16) -> Database:
+    """The database behind a URL. Raises ConfigError for one that is not supported.
+
+    `pool_size` is the most connections this process will hold.
+    """
+    try:
+        parsed = make_url(url)
+    except ArgumentError as error:
+        raise ConfigError(
+            [f"database_url: not a URL; supported: {', '.join(SUPPORTED)}"]
+        ) from error
+    backend = parsed.get_backend_name()
+    if parsed.drivername in ("postgres", "postgresql"):
+        parsed = parsed.set(drivername="postgresql+psycopg")
+    elif backend not in ("postgresql", "sqlite"):
+        raise ConfigError(
+            [f"database_url: {backend!r} is not supported; supported: {', '.join(SUPPORTED)}"]
+        )
+    options: dict[str, Any] = {"pool_size": pool_size, "max_overflow": 0, "pool_timeout": 30}
+    if backend == "sqlite":
+        options["connect_args"] = {"timeout": BUSY_TIMEOUT_SECONDS, "check_same_thread": False}
+        if parsed.database in (None, "", ":memory:"):
+            options = {"connect_args": options["connect_args"], "poolclass": StaticPool}
+    else:
+        options["pool_pre_ping"] = True
+    try:
+        engine = create_engine(parsed, **options)
+    except (NoSuchModuleError, ModuleNotFoundError) as error:
+        raise ConfigError(
+            [f"database_url: the driver is missing ({error}); install manifold-gateway[postgres]"]
+        ) from error
+    if backend == "sqlite":
+        _prepare_sqlite(engine)
+    return Database(engine)
+
+
+def _prepare_sqlite(engine: Engine) -> None:
+    @event.listens_for(engine, "connect")
+    def on_connect(connection: Any, _record: Any) -> None:
+        # Transactions are begun by `on_begin` alone: the driver's own rules begin them too late.
+        connection.isolation_level = None
+        cursor = connection.cursor()
+        for pragma in (
+            "foreign_keys=ON",
+            "journal_mode=WAL",
+            "synchronous=FULL",
+            f"busy_timeout={BUSY_TIMEOUT_SECONDS * 1000}",
+            "temp_store=MEMORY",
+        ):
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def on_begin(connection: Any) -> None:
+        # A read that turns into a write fails at once when another writer came between, whatever
+        # the busy time-out; so a writing transaction takes the lock at its beginning.
+        writes = connection.get_execution_options().get("manifold_writes", False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+@contextmanager
+def _as_unavailable() -> Iterator[None]:
+    try:
+        yield
+    except IntegrityError:
+        raise
+    except (DBAPIError, PoolTimeout) as error:
+        raise DatabaseUnavailable from error

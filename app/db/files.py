@@ -1,0 +1,112 @@
+"""Questions about files and their copies, and writes; one function each, session first."""
+
+import datetime as dt
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import delete, literal, select, tuple_, update
+from sqlalchemy.orm import Session
+
+from app.db.tables import Copy, File, UtcDateTime, now
+
+VISIBLE = ("ready",)
+GONE = ("deleted",)
+
+
+@dataclass(frozen=True)
+class Filters:
+    """What a list is narrowed to; None and empty mean no narrowing."""
+
+    owner: str
+    kind: str | None = None
+    purpose: str | None = None
+    deployment_ids: tuple[str, ...] = ()
+
+
+def insert(session: Session, file: File, copies: Sequence[Copy]) -> None:
+    """Add a file and its copies."""
+    session.add(file)
+    session.flush()
+    session.add_all(copies)
+
+
+def by_uuid(session: Session, file_uuid: str) -> File | None:
+    """The file with this row id, in whatever state."""
+    return session.get(File, file_uuid)
+
+
+def by_deployment_file_id(
+    session: Session, raw: str, deployment_ids: Collection[str] | None = None
+) -> list[File]:
+    """The files with a copy that an upstream calls `raw`, at these deployments or at any."""
+    query = select(File).join(Copy, Copy.file_id == File.id).where(Copy.deployment_file_id == raw)
+    if deployment_ids is not None:
+        query = query.where(Copy.deployment_id.in_(deployment_ids))
+    return list(session.scalars(query.distinct()))
+
+
+def copies_of(session: Session, file_ids: Collection[str]) -> list[Copy]:
+    """All copies of these files, in the order in which they were planned."""
+    return list(
+        session.scalars(
+            select(Copy).where(Copy.file_id.in_(file_ids)).order_by(Copy.created_at, Copy.id)
+        )
+    )
+
+
+def page(
+    session: Session,
+    filters: Filters,
+    *,
+    after: tuple[dt.datetime, str] | None,
+    descending: bool,
+    limit: int,
+) -> list[File]:
+    """Up to `limit` visible files behind the cursor, ordered by creation and then by id."""
+    query = select(File).where(File.owner == filters.owner, File.state.in_(VISIBLE))
+    if filters.kind:
+        query = query.where(File.kind == filters.kind)
+    if filters.purpose:
+        query = query.where(File.purpose == filters.purpose)
+    if filters.deployment_ids:
+        held = select(Copy.file_id).where(
+            Copy.deployment_id.in_(filters.deployment_ids), Copy.file_id == File.id
+        )
+        query = query.where(held.exists())
+    if after:
+        # One row comparison, which both databases answer from the (owner, created_at, id) index.
+        key = tuple_(File.created_at, File.id)
+        cursor = tuple_(literal(after[0], UtcDateTime()), literal(after[1]))
+        query = query.where(key < cursor if descending else key > cursor)
+    if descending:
+        query = query.order_by(File.created_at.desc(), File.id.desc())
+    else:
+        query = query.order_by(File.created_at, File.id)
+    return list(session.scalars(query.limit(limit)))
+
+
+def record_copy(session: Session, copy_id: str, **values: Any) -> None:
+    """Write what is now known of a copy."""
+    session.execute(update(Copy).where(Copy.id == copy_id).values(updated_at=now(), **values))
+
+
+def record_file(session: Session, file_uuid: str, **values: Any) -> None:
+    """Write what is now known of a file."""
+    session.execute(update(File).where(File.id == file_uuid).values(updated_at=now(), **values))
+
+
+def drop_copies(session: Session, copy_ids: Collection[str]) -> None:
+    """Remove the rows of copies that are gone upstream or never were there."""
+    session.execute(delete(Copy).where(Copy.id.in_(copy_ids)))
+
+
+def drop_file(session: Session, file_uuid: str) -> None:
+    """Remove a file that nobody has seen."""
+    session.execute(delete(File).where(File.id == file_uuid))
+
+
+def drop_tombstones(session: Session, before: dt.datetime, limit: int) -> None:
+    """Remove some files that were deleted before then."""
+    old = select(File.id).where(File.state.in_(GONE), File.updated_at < before).limit(limit)
+    session.execute(delete(File).where(File.id.in_(old)))

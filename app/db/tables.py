@@ -1,0 +1,181 @@
+"""Declarative tables and the constraint naming convention."""
+
+import datetime as dt
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    DateTime,
+    Dialect,
+    ForeignKey,
+    Index,
+    MetaData,
+    String,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+HEAD = "0001"
+"""The newest migration; a test holds it against the migrations folder."""
+
+
+class UtcDateTime(TypeDecorator[dt.datetime]):
+    """An aware UTC timestamp on every database; SQLite alone would drop the zone."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: dt.datetime | None, dialect: Dialect) -> Any:
+        return None if value is None else value.astimezone(dt.UTC)
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> dt.datetime | None:
+        if value is None:
+            return None
+        aware: dt.datetime = value if value.tzinfo else value.replace(tzinfo=dt.UTC)
+        return aware.astimezone(dt.UTC)
+
+
+def now() -> dt.datetime:
+    """The present moment, aware, in UTC."""
+    return dt.datetime.now(dt.UTC)
+
+
+class Base(DeclarativeBase):
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map = {
+        dt.datetime: UtcDateTime,
+        dict[str, Any]: JSON,
+        list[str]: JSON,
+    }
+
+
+class User(Base):
+    """Somebody who owns keys and files.
+
+    `id_folded` and `email_folded` are the id and the e-mail case-folded (at most three times as
+    long): neither exists twice, in whatever letter case.
+    """
+
+    __tablename__ = "users"
+    __table_args__ = (Index("ix_users_created", "created_at", "user_id"),)
+
+    user_id: Mapped[str] = mapped_column(String(255), primary_key=True)
+    id_folded: Mapped[str] = mapped_column(String(765), unique=True)
+    email: Mapped[str | None] = mapped_column(String(320))
+    email_folded: Mapped[str | None] = mapped_column(String(960), unique=True)
+    alias: Mapped[str | None] = mapped_column(String(255))
+    role: Mapped[str] = mapped_column(String(32))
+    models: Mapped[list[str]]
+    metadata_: Mapped[dict[str, Any]] = mapped_column("metadata")
+    blocked: Mapped[bool] = mapped_column(Boolean)
+    created_at: Mapped[dt.datetime]
+    updated_at: Mapped[dt.datetime]
+
+
+class Key(Base):
+    """A bearer token, stored as its SHA-256. `owner` stays the same when the secret is renewed.
+
+    `previous_token` is the hash of the secret before the last regeneration, good until
+    `previous_expires_at`. `alias_scope` is the user's id, or "" for keys without a user, so that
+    an alias is unique for its owner; the alias comes first in that index, because it is also looked
+    up without a scope.
+    """
+
+    __tablename__ = "keys"
+    __table_args__ = (
+        UniqueConstraint("alias", "alias_scope"),
+        Index("ix_keys_created", "created_at", "id"),
+        Index("ix_keys_user_created", "user_id", "created_at", "id"),
+    )
+
+    id: Mapped[str] = mapped_column(String(36), primary_key=True)
+    token: Mapped[str] = mapped_column(String(64), unique=True)
+    previous_token: Mapped[str | None] = mapped_column(String(64), index=True)
+    previous_expires_at: Mapped[dt.datetime | None]
+    key_name: Mapped[str] = mapped_column(String(32))
+    alias: Mapped[str | None] = mapped_column(String(255))
+    alias_scope: Mapped[str] = mapped_column(String(255))
+    user_id: Mapped[str | None] = mapped_column(ForeignKey("users.user_id", ondelete="CASCADE"))
+    owner: Mapped[str] = mapped_column(String(300))
+    models: Mapped[list[str]]
+    metadata_: Mapped[dict[str, Any]] = mapped_column("metadata")
+    blocked: Mapped[bool] = mapped_column(Boolean)
+    expires_at: Mapped[dt.datetime | None]
+    created_at: Mapped[dt.datetime]
+    updated_at: Mapped[dt.datetime]
+    created_by: Mapped[str] = mapped_column(String(300))
+
+
+class File(Base):
+    """A file that was uploaded through the gateway, whatever id its owner was given.
+
+    `kind`: unified, encoded or raw. `state`: uploading (nobody sees it), ready, failed (being taken
+    back), deleting (unusable, copies remain) or deleted (a tombstone, so that a cursor that names
+    it still works). `status` is OpenAI's, derived from the copies whenever one of them changes.
+    """
+
+    __tablename__ = "files"
+    __table_args__ = (
+        Index("ix_files_owner_created", "owner", "created_at", "id"),
+        Index("ix_files_created", "created_at", "id"),
+        Index("ix_files_state_updated", "state", "updated_at"),
+    )
+
+    id: Mapped[str] = mapped_column(String(36), primary_key=True)
+    public_id: Mapped[str | None] = mapped_column(Text)
+    kind: Mapped[str] = mapped_column(String(16))
+    owner: Mapped[str] = mapped_column(String(300))
+    filename: Mapped[str] = mapped_column(Text)
+    mime_type: Mapped[str] = mapped_column(String(255))
+    purpose: Mapped[str] = mapped_column(String(64))
+    bytes: Mapped[int] = mapped_column(BigInteger)
+    sha256: Mapped[str | None] = mapped_column(String(64))
+    target_model_names: Mapped[list[str]]
+    state: Mapped[str] = mapped_column(String(16))
+    status: Mapped[str] = mapped_column(String(16))
+    status_details: Mapped[str | None] = mapped_column(Text)
+    expires_at: Mapped[dt.datetime | None]
+    created_at: Mapped[dt.datetime]
+    updated_at: Mapped[dt.datetime]
+
+
+class Copy(Base):
+    """A file at one deployment. The row is committed before the first byte goes upstream.
+
+    `state`: intended (on its way, or its answer was lost), stored (the upstream is still at work
+    on it), ready, missing (no copy there), expired, or deleting. `deployment_file_id` is what the
+    upstream called it, committed as soon as it is known.
+    """
+
+    __tablename__ = "copies"
+    __table_args__ = (
+        UniqueConstraint("file_id", "deployment_id"),
+        Index("ix_copies_deployment_file_id", "deployment_file_id"),
+        Index("ix_copies_model_name", "model_name", "file_id"),
+        Index("ix_copies_state", "state"),
+    )
+
+    id: Mapped[str] = mapped_column(String(36), primary_key=True)
+    file_id: Mapped[str] = mapped_column(ForeignKey("files.id", ondelete="CASCADE"))
+    model_name: Mapped[str | None] = mapped_column(String(255))
+    deployment_id: Mapped[str] = mapped_column(String(255))
+    provider: Mapped[str] = mapped_column(String(64))
+    deployment_file_id: Mapped[str | None] = mapped_column(Text)
+    state: Mapped[str] = mapped_column(String(16))
+    attempts: Mapped[int]
+    last_error: Mapped[str | None] = mapped_column(Text)
+    expires_at: Mapped[dt.datetime | None]
+    created_at: Mapped[dt.datetime]
+    updated_at: Mapped[dt.datetime]

@@ -1,0 +1,85 @@
+"""create_app(settings): builds every collaborator once and hands it on."""
+
+from collections.abc import Sequence
+
+from flask import Blueprint, Flask
+
+from app.api import (
+    access_log,
+    auth,
+    context,
+    errors,
+    files,
+    health,
+    inference,
+    keys,
+    models,
+    users,
+)
+from app.db.engine import Database, connect
+from app.providers.protocol import Place, Provider
+from app.providers.registry import open_provider, serves
+from app.services.access import Access
+from app.services.fan_out import FanOut
+from app.services.file_lists import FileLists
+from app.services.files import Files
+from app.services.inference import Inference
+from app.services.lookup import Lookup
+from app.services.router import Router
+from app.settings import Deployment, Settings
+
+MB = 1024 * 1024
+
+_BARE = ("", "/v1", "/openai")
+"""Where OpenAI's routes are: a base URL with and without /v1, and what Azure's client writes."""
+
+
+def create_app(settings: Settings, database: Database | None = None) -> Flask:
+    """The WSGI application. Raises ConfigError when a deployment cannot be opened."""
+    app = Flask("app", static_folder=None)
+    app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
+    app.json.sort_keys = False  # type: ignore[attr-defined]  # Flask's default provider has it
+    app.json.ensure_ascii = False  # type: ignore[attr-defined]  # likewise
+    app.url_map.merge_slashes = False
+    app.url_map.strict_slashes = False
+    app.extensions["manifold"] = _services(settings, database)
+    errors.install(app)
+    access_log.install(app)
+    auth.install(app)
+    for blueprint in (files.blueprint, inference.blueprint, models.blueprint):
+        _register(app, blueprint, _BARE)
+    _register(app, files.blueprint, ("/<provider>/v1",))
+    _register(app, inference.azure_clients, ("/openai",))
+    for blueprint in (models.info, users.blueprint, keys.blueprint, health.blueprint):
+        app.register_blueprint(blueprint)
+    return app
+
+
+def _services(settings: Settings, database: Database | None) -> context.Services:
+    database = database or connect(settings.resolved_database_url)
+    place = Place(
+        data_dir=settings.data_dir, max_inline_bytes=settings.max_inline_file_size_mb * MB
+    )
+    providers = _providers((*settings.deployments, *settings.file_accounts), place)
+    router = Router(settings, providers)
+    lookup = Lookup(settings, database, router)
+    file_service = Files(settings, database, router, lookup, FanOut(settings.fan_out_threads))
+    return context.Services(
+        settings=settings,
+        database=database,
+        access=Access(database, settings.master_key, on_files_deleted=file_service.finish_deletes),
+        router=router,
+        files=file_service,
+        file_lists=FileLists(database, router),
+        inference=Inference(router, lookup),
+    )
+
+
+def _providers(deployments: Sequence[Deployment], place: Place) -> dict[str, Provider]:
+    return {d.id: open_provider(d, place) for d in deployments if serves(d)}
+
+
+def _register(app: Flask, blueprint: Blueprint, prefixes: Sequence[str]) -> None:
+    for prefix in prefixes:
+        name = blueprint.name + prefix.replace("/", "_").replace("<", "").replace(">", "")
+        app.register_blueprint(blueprint, url_prefix=prefix or None, name=name)

@@ -1,0 +1,116 @@
+"""Unified and encoded ids: encode, decode. Pure; a decoded id proves nothing by itself.
+
+A unified id is the base64 of `litellm_proxy:{mime};unified_id,{uuid};target_model_names,{n1,n2}`,
+an encoded file id is `file-` and the base64 of `litellm:{provider file id};model,{model name}`.
+Base64 is the URL-safe alphabet without padding. Decoding is strict: an id that would not be
+encoded to exactly the same text again is not an id of ours.
+"""
+
+import base64
+import binascii
+import re
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+MAX_ID_LENGTH = 4096
+"""Characters; anything longer is nobody's id."""
+
+_UNIFIED_MARK = "litellm_proxy:"
+_ENCODED = re.compile(r"litellm:(?P<raw>.+);model,(?P<model>[^;,]+)", re.DOTALL)
+_UNIFIED = re.compile(
+    r"litellm_proxy:(?P<mime>[^;]*);unified_id,(?P<uuid>[0-9a-f-]{36});"
+    r"target_model_names,(?P<names>[^;]*)"
+    r"(?:;llm_output_file_id,(?P<raw>[^;]*);llm_output_file_model_id,(?P<deployment>[^;]*))?"
+)
+_FILE_PREFIX = "file-"
+_RAW = re.compile(r"(?!.*\.\.)[A-Za-z0-9_-][A-Za-z0-9_.:-]*")
+
+
+@dataclass(frozen=True)
+class UnifiedId:
+    """What a unified file id says. `raw` and `deployment` stand only in LiteLLM's longer form."""
+
+    file_uuid: str
+    mime_type: str
+    target_model_names: tuple[str, ...]
+    raw: str | None = None
+    deployment: str | None = None
+
+
+@dataclass(frozen=True)
+class EncodedId:
+    """What an encoded file id says: a provider's file id and the model name of its account."""
+
+    raw: str
+    model: str
+
+
+@dataclass(frozen=True)
+class RawId:
+    """An id that is not of our making: a provider's own, or nonsense."""
+
+    raw: str
+
+
+FileId = UnifiedId | EncodedId | RawId
+
+
+def encode_unified(mime_type: str, file_uuid: str, target_model_names: Sequence[str]) -> str:
+    """The unified id of a file for these model names."""
+    names = ",".join(target_model_names)
+    return _encode(f"litellm_proxy:{mime_type};unified_id,{file_uuid};target_model_names,{names}")
+
+
+def encode_file(raw: str, model: str) -> str:
+    """The encoded id of a provider's file in the account of a model name."""
+    return _FILE_PREFIX + _encode(f"litellm:{raw};model,{model}")
+
+
+def decode(file_id: str) -> FileId | None:
+    """What an id from a client says, or None for what nobody can have issued.
+
+    None: empty, too long, or with a character that no id has (a raw id stands in an upstream's
+    path, so it has no slash, no dot-dot, no query and no percent sign).
+    """
+    if not is_raw(file_id):
+        return None
+    if file_id.startswith(_FILE_PREFIX):
+        text = _decode(file_id.removeprefix(_FILE_PREFIX))
+        if text is not None and (found := _ENCODED.fullmatch(text)):
+            return EncodedId(found["raw"], found["model"])
+    text = _decode(file_id)
+    if text is not None and text.startswith(_UNIFIED_MARK):
+        return _unified(text)
+    return RawId(file_id)
+
+
+def is_raw(text: str) -> bool:
+    """Whether this can be a provider's own file id, safe to stand in the path of a URL."""
+    return len(text) <= MAX_ID_LENGTH and _RAW.fullmatch(text) is not None
+
+
+def new_uuid() -> str:
+    """A new random id for a row."""
+    return str(uuid.uuid4())
+
+
+def _unified(text: str) -> UnifiedId | None:
+    found = _UNIFIED.fullmatch(text)
+    if found is None:
+        return None
+    names = tuple(name for name in found["names"].split(",") if name)
+    return UnifiedId(found["uuid"], found["mime"], names, found["raw"], found["deployment"])
+
+
+def _encode(text: str) -> str:
+    return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
+
+
+def _decode(encoded: str) -> str | None:
+    padded = encoded + "=" * (-len(encoded) % 4)
+    try:
+        text = base64.b64decode(padded, altchars=b"-_", validate=True).decode()
+    except (binascii.Error, ValueError):
+        return None
+    return text if _encode(text) == encoded else None

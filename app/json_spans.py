@@ -1,0 +1,212 @@
+"""Where values stand in a JSON text, so that some are replaced and every other byte stays.
+
+A request passes through the gateway byte for byte except for its model and its file ids. Parsing
+and writing it again would change numbers, escapes, key order and white space; so the text is
+walked along the paths of interest only, everything else is skipped by the C scanner, and new
+values are put into the text in place of the old ones.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from json.decoder import scanstring  # type: ignore[attr-defined]  # typeshed leaves it out
+from typing import Any
+
+from app.errors import InvalidRequest
+
+Path = tuple[str, ...]
+"""Keys from the root; "*" is every item of a list."""
+
+_SPACE = re.compile(r"[ \t\n\r]*")
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+_scan = json.JSONDecoder(parse_constant=_refuse_constant).scan_once  # type: ignore[attr-defined]  # typeshed leaves it out
+
+
+@dataclass(frozen=True, eq=False)
+class Span:
+    """A value of the text: `text[start:end]` is its JSON. `path` has "*" for list positions."""
+
+    path: Path
+    start: int
+    end: int
+    value: Any
+
+
+@dataclass(frozen=True)
+class Member:
+    """A key of the root object and where it stands, from its quote to the end of its value."""
+
+    key: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Document:
+    """A JSON object as text, with the values found at the paths that were asked for."""
+
+    text: str
+    members: tuple[Member, ...]
+    spans: tuple[Span, ...]
+
+    def value(self, *path: str) -> Any:
+        """The value at a path that was asked for, None when it is not there."""
+        return next((span.value for span in self.spans if span.path == path), None)
+
+    def at(self, paths: Iterable[Path]) -> list[Span]:
+        """The spans at any of these paths, in the order of the text."""
+        wanted = frozenset(paths)
+        return [span for span in self.spans if span.path in wanted]
+
+    def render(
+        self,
+        replaced: Mapping[Span, Any],
+        *,
+        dropped: Iterable[str] = (),
+        added: Mapping[str, Any] | None = None,
+    ) -> bytes:
+        """The text in UTF-8 with new values for some spans, keys of the root dropped or added."""
+        pieces: list[str] = []
+        at = 0
+        edits = [(s.start, s.end, _dump(value)) for s, value in replaced.items()]
+        edits += self._without(frozenset(dropped))
+        if added:
+            opening = self.text.index("{") + 1
+            first = ",".join(f"{_dump(key)}:{_dump(value)}" for key, value in added.items())
+            edits.append((opening, opening, first + ("," if self.members else "")))
+        for start, end, new in sorted(edits):
+            pieces += (self.text[at:start], new)
+            at = end
+        pieces.append(self.text[at:])
+        return "".join(pieces).encode()
+
+    def _without(self, keys: frozenset[str]) -> list[tuple[int, int, str]]:
+        edits = []
+        kept_before = False
+        for index, member in enumerate(self.members):
+            if member.key not in keys:
+                kept_before = True
+            elif kept_before:
+                edits.append((self.members[index - 1].end, member.end, ""))
+            elif index + 1 < len(self.members):
+                edits.append((member.start, self.members[index + 1].start, ""))
+            else:
+                edits.append((member.start, member.end, ""))
+        return edits
+
+
+def parse(body: bytes, paths: Iterable[Path]) -> Document:
+    """The document in `body`, with what stands at `paths`.
+
+    Raises InvalidRequest when it is not UTF-8, not JSON, not an object, nested too deeply, or
+    names a key twice in an object that a path goes through: two readers could then disagree about
+    which of the two counts.
+    """
+    try:
+        text = body.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InvalidRequest("the request body is not UTF-8", code="invalid_json") from error
+    walk = _Walk(text)
+    try:
+        start = walk.space(0)
+        end = walk.object(start, _tree(paths), ())
+        if walk.space(end) != len(text):
+            raise ValueError("text after the end of the object")  # noqa: TRY301  # as the walk does
+    except (ValueError, StopIteration, IndexError) as error:
+        raise InvalidRequest(
+            "the request body is not a valid JSON object", code="invalid_json"
+        ) from error
+    except RecursionError as error:
+        raise InvalidRequest(
+            "the request body is nested too deeply", code="invalid_json"
+        ) from error
+    return Document(text, tuple(walk.members), tuple(walk.spans))
+
+
+_Tree = dict[str, Any]
+_LEAF = ""
+
+
+def _tree(paths: Iterable[Path]) -> _Tree:
+    root: _Tree = {}
+    for path in paths:
+        node = root
+        for key in path:
+            node = node.setdefault(key, {})
+        node[_LEAF] = True
+    return root
+
+
+def _dump(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+class _Walk:
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.members: list[Member] = []
+        self.spans: list[Span] = []
+
+    def space(self, at: int) -> int:
+        found = _SPACE.match(self.text, at)
+        return found.end() if found else at
+
+    def value(self, at: int, tree: _Tree | None, path: Path) -> int:
+        """Walk or skip the value that begins at `at`; its end."""
+        opening = self.text[at]
+        if tree and opening == "{" and tree.keys() != {_LEAF}:
+            return self.object(at, tree, path)
+        if tree and opening == "[" and "*" in tree:
+            return self.list(at, tree["*"], path)
+        value, end = _scan(self.text, at)
+        if tree and _LEAF in tree:
+            self.spans.append(Span(path, at, end, value))
+        return int(end)
+
+    def object(self, at: int, tree: _Tree, path: Path) -> int:
+        if self.text[at] != "{":
+            raise ValueError("not an object")
+        seen: set[str] = set()
+        at = self.space(at + 1)
+        if self.text[at] == "}":
+            return at + 1
+        while True:
+            if self.text[at] != '"':
+                raise ValueError("a key must be a string")
+            start = at
+            key, at = scanstring(self.text, at + 1, True)
+            if key in seen:
+                raise InvalidRequest(f"the key {key!r} stands twice in one object", param=key)
+            seen.add(key)
+            at = self.space(at)
+            if self.text[at] != ":":
+                raise ValueError("a colon is missing")
+            at = self.value(self.space(at + 1), tree.get(key), (*path, key))
+            if not path:
+                self.members.append(Member(key, start, at))
+            at = self.space(at)
+            closing = self.text[at]
+            if closing == "}":
+                return at + 1
+            if closing != ",":
+                raise ValueError("a comma is missing")
+            at = self.space(at + 1)
+
+    def list(self, at: int, tree: _Tree, path: Path) -> int:
+        at = self.space(at + 1)
+        if self.text[at] == "]":
+            return at + 1
+        while True:
+            at = self.space(self.value(at, tree, (*path, "*")))
+            closing = self.text[at]
+            if closing == "]":
+                return at + 1
+            if closing != ",":
+                raise ValueError("a comma is missing")
+            at = self.space(at + 1)

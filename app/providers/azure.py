@@ -1,0 +1,142 @@
+"""Azure OpenAI: classic api-version addresses and the /openai/v1 ones, by key or Entra token."""
+
+import threading
+from typing import Any
+from urllib.parse import quote
+
+from marshmallow import RAISE, Schema, ValidationError, fields, validates_schema
+
+from app.errors import UpstreamAuthFailed
+from app.providers.openai_style import OpenAIStyle, check_expiry
+from app.providers.params import is_address
+from app.providers.protocol import Operation, Place, StoredFile
+from app.providers.upstream import Upstream
+from app.settings import Deployment
+from app.transfers import Upload
+
+DEFAULT_API_VERSION = "2024-10-21"
+AUTHORITY = "https://login.microsoftonline.com"
+SCOPE = "https://cognitiveservices.azure.com/.default"
+_DAY = 24 * 3600
+_IN_DEPLOYMENT = {Operation.CHAT, Operation.COMPLETIONS, Operation.EMBEDDINGS}
+
+
+class AzureParams(Schema):
+    class Meta:
+        unknown = RAISE
+
+    api_base = fields.String(
+        required=True,
+        validate=is_address,
+        error_messages={"required": "missing: the resource's address"},
+    )
+    api_version = fields.String(load_default=None)
+    api_key = fields.String(load_default=None)
+    azure_ad_token = fields.String(load_default=None)
+    tenant_id = fields.String(load_default=None)
+    client_id = fields.String(load_default=None)
+    client_secret = fields.String(load_default=None)
+    azure_authority_host = fields.String(load_default=AUTHORITY, validate=is_address)
+    azure_scope = fields.String(load_default=SCOPE)
+
+    @validates_schema
+    def has_a_credential(self, data: dict[str, Any], **_: object) -> None:
+        """One of the three credentials must be whole."""
+        client = [data[name] for name in ("tenant_id", "client_id", "client_secret")]
+        if any(client) and not all(client):
+            raise ValidationError("tenant_id, client_id and client_secret go together", "tenant_id")
+        if not any((data["api_key"], data["azure_ad_token"], all(client))):
+            raise ValidationError(
+                "missing: give api_key, azure_ad_token, or tenant_id/client_id/client_secret",
+                "api_key",
+            )
+
+
+class Azure(OpenAIStyle):
+    """One Azure resource. The upstream model is the name of a deployment there.
+
+    Source: Azure OpenAI REST API reference 2024-10-21 and v1; read 2026-11.
+    """
+
+    name = "azure"
+    Params = AzureParams
+
+    def __init__(self, deployment: Deployment, place: Place) -> None:
+        super().__init__(deployment, place)
+        base = self.params["api_base"].rstrip("/")
+        self._is_v1 = base.endswith("/openai/v1")
+        if not self._is_v1:
+            base = base.removesuffix("/openai") + "/openai"
+        version = self.params["api_version"]
+        # The v1 surface needs no version; it knows "v1", "preview" and "latest" only.
+        if self._is_v1 and version not in ("v1", "preview", "latest"):
+            version = None
+        elif not self._is_v1:
+            version = version or DEFAULT_API_VERSION
+        self._query = f"?api-version={version}" if version else ""
+        self._token = _ClientCredentials(self.params, deployment)
+        self.upstream = Upstream(
+            base, headers=self._credential, deployment=deployment, pool_size=place.pool_size
+        )
+
+    def upload(self, upload: Upload) -> StoredFile:
+        check_expiry(upload, 14 * _DAY, 30 * _DAY, "Azure")
+        return super().upload(upload)
+
+    def path(self, path: str) -> str:
+        return path + self._query
+
+    def inference_path(self, operation: Operation, upstream_model: str) -> str:
+        if self._is_v1 or operation not in _IN_DEPLOYMENT:
+            return self.path(f"/{operation.value}")
+        return self.path(f"/deployments/{quote(upstream_model, safe='')}/{operation.value}")
+
+    def _credential(self) -> dict[str, str]:
+        if self.params["api_key"]:
+            return {"api-key": self.params["api_key"]}
+        token = self.params["azure_ad_token"] or self._token.get()
+        return {"Authorization": f"Bearer {token}"}
+
+
+class _ClientCredentials:
+    """Entra access tokens for a client id and secret; the library keeps and renews them."""
+
+    def __init__(self, params: dict[str, Any], deployment: Deployment) -> None:
+        self._params = params
+        self._deployment = deployment
+        self._lock = threading.Lock()
+        self._client: Any = None
+
+    def get(self) -> str:
+        """A token that is good now. Raises UpstreamAuthFailed when Entra refuses."""
+        with self._lock:
+            answer = self._acquire()
+        if "access_token" not in answer:
+            raise self._failed(str(answer.get("error", "no token")))
+        return str(answer["access_token"])
+
+    def _acquire(self) -> dict[str, Any]:
+        # Imported here: most installations have no Entra credential, and it takes 10 MB.
+        import msal  # noqa: PLC0415
+        import requests  # noqa: PLC0415
+
+        try:
+            if self._client is None:
+                host = self._params["azure_authority_host"].rstrip("/")
+                self._client = msal.ConfidentialClientApplication(
+                    self._params["client_id"],
+                    client_credential=self._params["client_secret"],
+                    authority=f"{host}/{self._params['tenant_id']}",
+                    instance_discovery=False,
+                )
+            answer = self._client.acquire_token_for_client([self._params["azure_scope"]])
+        except (ValueError, requests.RequestException) as error:
+            raise self._failed(type(error).__name__) from error
+        return dict(answer or {})
+
+    def _failed(self, reason: str) -> UpstreamAuthFailed:
+        return UpstreamAuthFailed(
+            f"Entra gave no token for azure: {reason}",
+            provider="azure",
+            deployment=self._deployment.id,
+        )

@@ -1,0 +1,395 @@
+"""The only module that sends HTTP: time-outs, retries, and failures as UpstreamError."""
+
+import io
+import json
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from http.cookiejar import DefaultCookiePolicy
+from typing import Any, TypedDict
+
+import requests
+import urllib3
+from requests.adapters import HTTPAdapter
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.util import Retry
+
+from app.errors import (
+    NotFound,
+    UpstreamAuthFailed,
+    UpstreamError,
+    UpstreamRejected,
+    UpstreamTimeout,
+)
+from app.settings import Deployment
+from app.transfers import Cancellation
+
+CONNECT_TIMEOUT_SECONDS = 5.0
+CHUNK_BYTES = 256 * 1024
+MAX_ANSWER_BYTES = 64 * 1024 * 1024
+"""The largest JSON answer that is read whole; a list of 10,000 files has about 3 MB."""
+
+_BUSY = (429, 503)
+_TROUBLE = (408, 429, 500, 502, 503, 504)
+_LONGEST_WAIT_SECONDS = 5
+
+Headers = Mapping[str, str]
+
+
+class _Facts(TypedDict):
+    provider: str
+    deployment: str
+
+
+class Upstream:
+    """One base URL with its credential, shared by the server's threads.
+
+    `headers` gives the credential anew for every request, since tokens are renewed. Requests that
+    may be repeated (GET, DELETE) are, on trouble and broken connections. An upload is repeated
+    only when the upstream cannot have stored it: no connection, 429 or 503. Inference is not
+    repeated here: another deployment may be the better second try. Redirects are never followed,
+    for they would carry the credential to another host.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        headers: Callable[[], Headers],
+        deployment: Deployment,
+        pool_size: int,
+    ) -> None:
+        self._base_url = base_url.rstrip("/")
+        self._headers = headers
+        self._deployment = deployment
+        self._timeout = (CONNECT_TIMEOUT_SECONDS, deployment.timeout_seconds)
+        tries = deployment.max_retries
+        self._repeatable = _session(
+            base_url, pool_size, _retry(tries, status=_TROUBLE, read=tries, other=tries)
+        )
+        self._uploading = _session(base_url, pool_size, _retry(tries, status=_BUSY))
+        self._once = _session(base_url, pool_size, _retry(0))
+
+    def json(
+        self, method: str, path: str, *, params: Mapping[str, str] | None = None
+    ) -> dict[str, Any]:
+        """The JSON object that a repeatable request is answered with, {} for an empty answer.
+
+        Raises NotFound for 404, UpstreamRejected for other refusals, UpstreamAuthFailed for 401
+        and 403, UpstreamTimeout, UpstreamError.
+        """
+        with self._send(self._repeatable, method, path, params=params) as answer:
+            self._raise_for_status(answer)
+            return self._object(answer)
+
+    def send_body(self, path: str, body: io.RawIOBase, content_type: str) -> dict[str, Any]:
+        """POST a body that has a length and can be rewound; the JSON object of the answer.
+
+        An UpstreamError is `retryable` when the upstream has stored nothing for sure.
+        """
+        headers = {"Content-Type": content_type}
+        with self._send(self._uploading, "POST", path, data=body, headers=headers) as answer:
+            self._raise_for_status(answer)
+            return self._object(answer)
+
+    def stream(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: bytes | None = None,
+        headers: Headers | None = None,
+        cancellation: Cancellation | None = None,
+    ) -> "Answer":
+        """An answer whose body is still to be read, whatever its status.
+
+        Every UpstreamError of a request that was not answered is `retryable` here: the caller
+        knows that nothing was stored by it.
+        """
+        session = self._repeatable if method == "GET" else self._once
+        _this_thread.cancellation = cancellation
+        try:
+            response = self._send(session, method, path, data=body, headers=headers)
+        except UpstreamError as error:
+            error.retryable = True
+            raise
+        finally:
+            _this_thread.cancellation = None
+        return Answer(response, self._failure)
+
+    def raise_for(self, answer: "Answer") -> None:
+        """Raise what `json` would raise for an answer with an error status, and close it."""
+        if answer.status >= 300:
+            with answer.response:
+                self._raise_for_status(answer.response)
+
+    def _send(
+        self,
+        session: requests.Session,
+        method: str,
+        path: str,
+        *,
+        params: Mapping[str, str] | None = None,
+        data: Any = None,
+        headers: Headers | None = None,
+    ) -> requests.Response:
+        try:
+            return session.request(
+                method,
+                self._base_url + path,
+                params=params,
+                data=data,
+                headers={**self._headers(), **(headers or {})},
+                timeout=self._timeout,
+                allow_redirects=False,
+                stream=True,
+            )
+        except requests.RequestException as error:
+            raise self._failure(error) from error
+
+    def _failure(self, error: Exception) -> UpstreamError:
+        facts = self._facts()
+        name = self._deployment.provider
+        if isinstance(error, requests.ConnectTimeout):
+            return UpstreamTimeout(f"{name} did not accept the connection", retryable=True, **facts)
+        if isinstance(error, requests.Timeout | urllib3.exceptions.TimeoutError):
+            return UpstreamTimeout(f"{name} did not answer in time", **facts)
+        unreachable = isinstance(error, requests.ConnectionError) and _never_connected(error)
+        what = "could not be reached" if unreachable else "broke the connection"
+        return UpstreamError(f"{name} {what}", retryable=unreachable, **facts)
+
+    def _object(self, answer: requests.Response) -> dict[str, Any]:
+        raw = self._read(answer)
+        if not raw.strip():
+            return {}
+        try:
+            value = json.loads(raw)
+        except ValueError as error:
+            raise self._nonsense() from error
+        if not isinstance(value, dict):
+            raise self._nonsense()
+        return value
+
+    def _read(self, answer: requests.Response) -> bytes:
+        try:
+            raw: bytes = answer.raw.read(MAX_ANSWER_BYTES + 1, decode_content=True)
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            raise self._failure(error) from error
+        if len(raw) > MAX_ANSWER_BYTES:
+            raise self._nonsense()
+        return raw
+
+    def _nonsense(self) -> UpstreamError:
+        return UpstreamError(
+            f"{self._deployment.provider} gave an answer that is not a JSON object",
+            **self._facts(),
+        )
+
+    def _facts(self) -> _Facts:
+        return {"provider": self._deployment.provider, "deployment": self._deployment.id}
+
+    def _raise_for_status(self, answer: requests.Response) -> None:
+        status = answer.status_code
+        if status < 300:
+            return
+        name = self._deployment.provider
+        facts = self._facts()
+        if status < 400:
+            raise UpstreamError(f"{name} answered with a redirect, which is not followed", **facts)
+        error = error_of(self._read(answer), status)
+        message = error["message"]
+        if status in (401, 403):
+            raise UpstreamAuthFailed(f"{name} refused the gateway's own credential", **facts)
+        if status == 404:
+            raise NotFound(message, param=error["param"], code=error["code"] or "not_found")
+        raise UpstreamRejected(
+            message,
+            status=status,
+            type=error["type"],
+            param=error["param"],
+            code=error["code"],
+            retryable=status in _BUSY,
+            headers=_only(answer.headers, ("retry-after", "retry-after-ms")),
+            **facts,
+        )
+
+
+class Answer:
+    """An HTTP answer whose body is read piece by piece."""
+
+    def __init__(
+        self, response: requests.Response, failure: Callable[[Exception], UpstreamError]
+    ) -> None:
+        self.response = response
+        self.status = response.status_code
+        self.headers = response.headers
+        self._failure = failure
+
+    @property
+    def length(self) -> int | None:
+        """Content-Length, None when the body is chunked or ends with the connection."""
+        length = self.headers.get("content-length", "")
+        return int(length) if length.isdigit() else None
+
+    def chunks(self) -> Iterator[bytes]:
+        """The body as it arrives, in pieces of at most CHUNK_BYTES, none held back.
+
+        Raises UpstreamError when it ends before its time.
+        """
+        try:
+            while chunk := self.response.raw.read1(CHUNK_BYTES):
+                yield chunk
+        except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
+            raise self._failure(error) from error
+
+    def read(self, limit: int) -> bytes:
+        """The body, cut off at `limit` bytes. Raises UpstreamError as `chunks` does."""
+        pieces: list[bytes] = []
+        size = 0
+        for chunk in self.chunks():
+            pieces.append(chunk)
+            size += len(chunk)
+            if size >= limit:
+                break
+        return b"".join(pieces)[:limit]
+
+    def close(self) -> None:
+        """Give the connection back when the body was read to its end, else close it."""
+        self.response.close()
+
+
+def error_of(raw: bytes, status: int) -> dict[str, Any]:
+    """The inside of OpenAI's error envelope from whatever an upstream wrote.
+
+    Azure leaves out `type` and `param`, older vLLM has no envelope, proxies answer HTML. Source:
+    OpenAI API reference, errors; Azure OpenAI REST reference, errors; read 2026-11.
+    """
+    try:
+        value = json.loads(raw)
+    except ValueError:
+        value = None
+    error = value.get("error", value) if isinstance(value, dict) else None
+    if isinstance(error, str):
+        error = {"message": error}
+    if not isinstance(error, dict) or not isinstance(error.get("message"), str):
+        error = {"message": f"the upstream answered with status {status}"}
+    code = error.get("code")
+    param = error.get("param")
+    return {
+        **error,
+        "message": error["message"],
+        "type": error["type"] if isinstance(error.get("type"), str) else _type_of(status),
+        "param": param if isinstance(param, str) else None,
+        "code": None if code is None else str(code),
+    }
+
+
+def _type_of(status: int) -> str:
+    if status == 429:
+        return "rate_limit_error"
+    return "invalid_request_error" if status < 500 else "server_error"
+
+
+def _only(headers: Headers, names: tuple[str, ...]) -> dict[str, str]:
+    return {name: headers[name] for name in names if name in headers}
+
+
+def _never_connected(error: requests.ConnectionError) -> bool:
+    reason: Any = error.args[0] if error.args else None
+    reason = getattr(reason, "reason", reason)
+    return isinstance(reason, urllib3.exceptions.NewConnectionError)
+
+
+def _retry(total: int, *, status: tuple[int, ...] = (), read: int = 0, other: int = 0) -> Retry:
+    return Retry(
+        total=total,
+        connect=total,
+        read=read,
+        other=other,
+        redirect=0,
+        status=total if status else 0,
+        status_forcelist=status,
+        allowed_methods=None,
+        backoff_factor=0.2,
+        backoff_max=_LONGEST_WAIT_SECONDS,
+        retry_after_max=_LONGEST_WAIT_SECONDS,
+        respect_retry_after_header=bool(status),
+        raise_on_status=False,
+        raise_on_redirect=False,
+    )
+
+
+_this_thread = threading.local()
+
+
+def _register(connection: HTTPConnection) -> None:
+    """Let a cancel of this thread's request shut the socket that it is about to wait on."""
+    cancellation: Cancellation | None = getattr(_this_thread, "cancellation", None)
+    sock = connection.sock
+    if cancellation is None or sock is None:
+        return
+
+    def wake() -> None:
+        with suppress(OSError):
+            # Not the method of an SSL socket, which would take the reader's state away from it.
+            socket.socket.shutdown(sock, socket.SHUT_RDWR)
+
+    cancellation.then(wake)
+
+
+class _Connection(HTTPConnection):
+    def getresponse(self) -> Any:
+        _register(self)
+        return super().getresponse()
+
+
+class _TLSConnection(HTTPSConnection):
+    def getresponse(self) -> Any:
+        _register(self)
+        return super().getresponse()
+
+
+class _Pool(HTTPConnectionPool):
+    ConnectionCls = _Connection
+
+
+class _TLSPool(HTTPSConnectionPool):
+    ConnectionCls = _TLSConnection
+
+
+class _Adapter(HTTPAdapter):
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        # A body is sent in blocks of this size; http.client's own 16 KB costs a third more CPU.
+        super().init_poolmanager(*args, blocksize=CHUNK_BYTES, **kwargs)
+        self.poolmanager.pool_classes_by_scheme = {"http": _Pool, "https": _TLSPool}
+
+
+def _session(base_url: str, pool_size: int, retry: Retry) -> requests.Session:
+    session = requests.Session()
+    # Read once here instead of at every request. Left on, a .netrc would also replace our
+    # credential for the host.
+    session.trust_env = False
+    session.proxies.update(requests.utils.get_environ_proxies(base_url))
+    session.verify = os.environ.get("REQUESTS_CA_BUNDLE") or True
+    session.headers.clear()
+    session.headers.update(
+        {"Accept": "*/*", "Accept-Encoding": "identity", "User-Agent": "manifold"}
+    )
+    session.cookies.set_policy(_NoCookies())
+    adapter = _Adapter(pool_connections=1, pool_maxsize=pool_size, max_retries=retry)
+    session.mount("http://", adapter)
+    session.mount("https://", adapter)
+    return session
+
+
+class _NoCookies(DefaultCookiePolicy):
+    """One caller's cookies are not the next one's."""
+
+    def set_ok(self, cookie: Any, request: Any) -> bool:
+        return False
+
+    def return_ok(self, cookie: Any, request: Any) -> bool:
+        return False

@@ -1,0 +1,1 @@
+"""Formats shared by two providers: pure functions, no I/O."""

@@ -1,0 +1,1 @@
+"""What the gateway does; knows neither HTTP side."""

@@ -1,0 +1,107 @@
+"""One page of files: the caller's own from the database, or an account as its provider has it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from app import ids
+from app.db import files as rows
+from app.db.engine import Database
+from app.errors import InvalidRequest, NotPermitted
+from app.objects import FileObject, Page, page
+from app.services.access import Caller
+from app.services.file_objects import file_object, stored_object
+from app.services.router import Router, Selector, Way
+
+
+@dataclass(frozen=True)
+class ListQuery:
+    """What a list asks for. `after` is an id as it was handed out; `user_id` is for admins."""
+
+    limit: int = 10_000
+    order: Literal["asc", "desc"] = "desc"
+    after: str | None = None
+    purpose: str | None = None
+    user_id: str | None = None
+
+
+class FileLists:
+    """Lists of files, by the three ways of naming an account and by none."""
+
+    def __init__(self, database: Database, router: Router) -> None:
+        self._database = database
+        self._router = router
+
+    def page(self, caller: Caller, query: ListQuery, selector: Selector) -> Page:
+        """A page of files in the order of (created_at, id).
+
+        Without a selector or with target model names: the caller's own files, from the database.
+        With a model or a provider: the caller's own files of that account; an admin sees the
+        account as the provider does. Raises InvalidRequest with `param` for an unknown cursor.
+        """
+        if query.user_id is not None and not caller.sees_everything:
+            raise NotPermitted("only an admin may list another user's files")
+        owner = caller.owner if query.user_id is None else f"user:{query.user_id}"
+        if selector == Selector():
+            return self._stored(rows.Filters(owner, purpose=query.purpose), query)
+        way = self._router.way(selector, caller)
+        if way.kind != "unified" and caller.is_admin and query.user_id is None:
+            return self._upstream(way, query)
+        filters = rows.Filters(
+            owner,
+            kind=None if way.kind == "unified" else way.kind,
+            purpose=query.purpose,
+            deployment_ids=tuple(route.deployment.id for route in way.routes),
+        )
+        return self._stored(filters, query)
+
+    def _stored(self, filters: rows.Filters, query: ListQuery) -> Page:
+        with self._database.read() as session:
+            after = None
+            if query.after is not None:
+                meaning = ids.decode(query.after)
+                found = []
+                if isinstance(meaning, ids.UnifiedId):
+                    file = rows.by_uuid(session, meaning.file_uuid)
+                    found = [file] if file else []
+                elif meaning is not None:
+                    found = rows.by_deployment_file_id(session, meaning.raw)
+                own = [f for f in found if f.owner == filters.owner and f.public_id == query.after]
+                if not own:
+                    raise _unknown_cursor(query.after)
+                # The file may be deleted by now: its row still says where it stood.
+                after = (own[0].created_at, own[0].id)
+            files = rows.page(
+                session,
+                filters,
+                after=after,
+                descending=query.order == "desc",
+                limit=query.limit + 1,
+            )
+        shown = [file_object(file) for file in files[: query.limit]]
+        return page(shown, has_more=len(files) > query.limit)
+
+    def _upstream(self, way: Way, query: ListQuery) -> Page:
+        handed: Callable[[str], str] = (
+            (lambda raw: ids.encode_file(raw, way.names[0])) if way.kind == "encoded" else str
+        )
+        found = {
+            stored.id: stored_object(stored, handed(stored.id))
+            for route in way.routes
+            for stored in route.provider.files(query.purpose)
+            if query.purpose in (None, stored.purpose)
+        }
+        descending = query.order == "desc"
+        objects: Sequence[FileObject] = sorted(
+            found.values(), key=lambda file: (file["created_at"], file["id"]), reverse=descending
+        )
+        if query.after is not None:
+            places = [i for i, file in enumerate(objects) if file["id"] == query.after]
+            if not places:
+                raise _unknown_cursor(query.after)
+            objects = objects[places[0] + 1 :]
+        return page(list(objects[: query.limit]), has_more=len(objects) > query.limit)
+
+
+def _unknown_cursor(after: str) -> InvalidRequest:
+    return InvalidRequest(f"after names no file of this list: {after[:200]!r}", param="after")

@@ -1,0 +1,320 @@
+"""Chat and other inference: file ids translated, only holders asked, the next one on failure.
+
+The body passes through byte for byte except its model and its file ids.
+"""
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+from app import json_spans
+from app.errors import FileNotAvailable, GatewayError, InvalidRequest, UpstreamAuthFailed
+from app.json_spans import Document, Span
+from app.providers.protocol import Operation
+from app.services.access import Caller
+from app.services.lookup import READABLE, Held, Lookup, Unrecorded
+from app.services.router import Hints, Route, Router, Selector
+from app.transfers import Cancellation, Reply
+
+log = logging.getLogger("manifold.inference")
+
+_PARTS = (
+    ("messages", "*", "content", "*"),
+    ("input", "*", "content", "*"),
+    ("input", "*", "output", "*"),
+)
+
+FILE_ID_PATHS: tuple[json_spans.Path, ...] = (
+    *((*part, "file", "file_id") for part in _PARTS),
+    *((*part, "image_file", "file_id") for part in _PARTS),
+    *((*part, "input_file", "file_id") for part in _PARTS),
+    *((*part, "input_image", "file_id") for part in _PARTS),
+    *((*part, "file_id") for part in _PARTS),
+    ("messages", "*", "attachments", "*", "file_id"),
+    ("messages", "*", "file_ids", "*"),
+    ("attachments", "*", "file_id"),
+    ("input", "*", "file_id"),
+    ("input", "*", "attachments", "*", "file_id"),
+    ("input", "*", "output", "file_id"),
+    ("tools", "*", "container", "file_ids", "*"),
+    ("tools", "*", "environment", "file_ids", "*"),
+    ("tools", "*", "file_ids", "*"),
+    ("tools", "*", "code_interpreter", "file_ids", "*"),
+    ("tools", "*", "code_interpreter", "container", "file_ids", "*"),
+    ("tools", "*", "input_image_mask", "file_id"),
+    ("tool_resources", "code_interpreter", "file_ids", "*"),
+)
+"""Every place where OpenAI's inference API takes a file id.
+
+Source: OpenAI API reference, chat completions and responses, request bodies; read 2026-11.
+"""
+
+_MODEL = ("model",)
+_STREAM = ("stream",)
+_OWN_KEYS = ("custom_llm_provider", "provider", "target_model_names")
+READ_PATHS = (_MODEL, _STREAM, *((key,) for key in _OWN_KEYS), *FILE_ID_PATHS)
+
+_MOVE_ON = frozenset({408, 429, 500, 502, 503, 504, 529})
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An upstream's reply, and which deployment gave it."""
+
+    reply: Reply
+    route: Route
+
+
+@dataclass(frozen=True)
+class _Attached:
+    """A file of the request: what the caller calls it, and what each deployment calls it."""
+
+    handed: str
+    raw_by_deployment: Mapping[str, str]
+    models: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What all candidates are asked."""
+
+    operation: Operation
+    document: Document
+    spans: Sequence[Span]
+    attached: Mapping[str, _Attached]
+    cancellation: Cancellation
+
+
+class Inference:
+    """Requests to a model, with the caller's own file ids in them."""
+
+    def __init__(self, router: Router, lookup: Lookup) -> None:
+        self._router = router
+        self._lookup = lookup
+
+    @staticmethod
+    def read(body: bytes) -> Document:
+        """The request's body. Raises InvalidRequest for what is no JSON object."""
+        return json_spans.parse(body, READ_PATHS)
+
+    def run(
+        self,
+        caller: Caller,
+        operation: Operation,
+        document: Document,
+        hints: Hints,
+        cancellation: Cancellation,
+    ) -> Answer:
+        """The first answer worth showing, from a deployment that holds every file of the request.
+
+        Raises UnknownModel, ModelAccessDenied, FileNotAvailable and what resolving a file id
+        raises, all before anything is sent; UpstreamAuthFailed when our credential was refused.
+        """
+        selector = hints.selector(inference=True)
+        candidates = self._candidates(caller, selector)
+        spans = [span for span in document.at(FILE_ID_PATHS) if span.value is not None]
+        attached = self._attach(caller, spans, candidates)
+        holders = _holders(candidates, attached.values(), selector.model or "")
+        ordered = self._router.order(holders, lambda route: route.deployment.id)
+        request = _Request(operation, document, spans, attached, cancellation)
+        for route in ordered[:-1]:
+            answer = self._try(request, route)
+            if answer is not None:
+                return answer
+        last = self._try(request, ordered[-1], is_last=True)
+        assert last is not None  # noqa: S101  # the last candidate answers or raises
+        return last
+
+    def _candidates(self, caller: Caller, selector: Selector) -> tuple[Route, ...]:
+        if selector.model is None:
+            raise InvalidRequest(
+                "you must provide a model parameter",
+                param="model",
+                code="missing_required_parameter",
+            )
+        if selector.provider is None:
+            return self._router.routes(selector.model, caller)
+        account = self._router.account(selector.provider)
+        if not caller.may_use(selector.model, [f"{selector.provider}/{selector.model}"]):
+            # Raised by the router in its own words for a name that nobody may take by this way.
+            return self._router.routes(selector.model, caller)
+        return (replace(account, upstream_model=selector.model),)
+
+    def _attach(
+        self,
+        caller: Caller,
+        spans: Sequence[Span],
+        candidates: Sequence[Route],
+    ) -> dict[str, _Attached]:
+        attached: dict[str, _Attached] = {}
+        for span in spans:
+            handed = span.value
+            if not isinstance(handed, str):
+                raise InvalidRequest("a file id must be a string", param=_dotted(span.path))
+            if handed not in attached:
+                found = self._lookup.resolve(caller, handed, _NO_HINTS)
+                attached[handed] = (
+                    _attached(handed, found)
+                    if isinstance(found, Held)
+                    else self._unrecorded(caller, found, candidates)
+                )
+        return attached
+
+    def _unrecorded(
+        self, caller: Caller, found: Unrecorded, candidates: Sequence[Route]
+    ) -> _Attached:
+        """A file that only its id tells of: at its own account, or at whichever is asked."""
+        routes = candidates
+        if found.model is not None:
+            routes = self._lookup.accounts(caller, found, _NO_HINTS)
+        models = tuple(dict.fromkeys(route.model_name or "" for route in routes))
+        holders = dict.fromkeys((r.deployment.id for r in routes), found.raw)
+        return _Attached(found.handed, holders, models)
+
+    def _try(self, request: _Request, route: Route, *, is_last: bool = False) -> Answer | None:
+        """The answer of one deployment, None when another should be asked."""
+        deployment_id = route.deployment.id
+        raw = {a.handed: a.raw_by_deployment[deployment_id] for a in request.attached.values()}
+        body = _rendered(request, raw, route)
+        self._router.begin(deployment_id)
+        try:
+            reply = _begun(self._ask(request, route, body))
+        except GatewayError as error:
+            self._router.end(deployment_id)
+            if not getattr(error, "retryable", False) or request.cancellation.is_cancelled:
+                raise
+            self._router.rest(deployment_id)
+            log.warning("no answer", extra={"deployment": deployment_id, "error": error.message})
+            if is_last:
+                raise
+            return None
+        reply = replace(reply, close=_once(reply.close, lambda: self._router.end(deployment_id)))
+        if reply.status in _MOVE_ON:
+            self._router.rest(deployment_id, _retry_after(reply))
+            if not is_last:
+                reply.close()
+                return None
+        if reply.status in (401, 403):
+            reply.close()
+            raise UpstreamAuthFailed(
+                f"{route.deployment.provider} refused the gateway's own credential",
+                provider=route.deployment.provider,
+                deployment=deployment_id,
+            )
+        return Answer(_handed_back(reply, {new: old for old, new in raw.items()}), route)
+
+    @staticmethod
+    def _ask(request: _Request, route: Route, body: bytes) -> Reply:
+        return route.provider.infer(
+            request.operation, body, route.upstream_model, request.cancellation
+        )
+
+
+_NO_HINTS = Hints()
+
+
+def _attached(handed: str, found: Held) -> _Attached:
+    held = {
+        copy.deployment_id: copy.deployment_file_id
+        for copy in found.copies
+        if copy.deployment_file_id and copy.state in READABLE
+    }
+    at = (copy.model_name or copy.provider for copy in found.copies if copy.deployment_id in held)
+    return _Attached(handed, held, tuple(dict.fromkeys(at)))
+
+
+def _holders(candidates: Sequence[Route], attached: Iterable[_Attached], model: str) -> list[Route]:
+    """The candidates that hold every file. Raises FileNotAvailable naming the one that none has."""
+    holders = list(candidates)
+    for file in attached:
+        holders = [r for r in holders if r.deployment.id in file.raw_by_deployment]
+        if not holders:
+            where = ", ".join(file.models) or "no model"
+            raise FileNotAvailable(
+                f"the file {file.handed} is not available to the model {model!r}; "
+                f"it is at: {where}",
+                param="file_id",
+            )
+    return holders
+
+
+def _rendered(request: _Request, raw: Mapping[str, str], route: Route) -> bytes:
+    document = request.document
+    replaced: dict[Span, Any] = {span: raw[span.value] for span in request.spans}
+    model = document.at([_MODEL])
+    replaced.update(dict.fromkeys(model, route.upstream_model))
+    return document.render(
+        replaced,
+        # OpenRouter's own `provider` is an object and none of ours.
+        dropped=[key for key in _OWN_KEYS if isinstance(document.value(key), str | list)],
+        added=None if model else {"model": route.upstream_model},
+    )
+
+
+def _begun(reply: Reply) -> Reply:
+    """The reply with its first piece read: a connection that breaks before it can be mended."""
+    try:
+        first = next(reply.chunks, b"")
+    except GatewayError as error:
+        reply.close()
+        error.retryable = True  # type: ignore[attr-defined]  # chunks raise UpstreamError only
+        raise
+
+    def chunks() -> Iterator[bytes]:
+        if first:
+            yield first
+        yield from reply.chunks
+
+    return replace(reply, chunks=chunks())
+
+
+def _once(*actions: Any) -> Any:
+    """A close that does its work the first time only."""
+    pending = list(actions)
+
+    def close() -> None:
+        while pending:
+            pending.pop(0)()
+
+    return close
+
+
+def _handed_back(reply: Reply, handed_by_raw: Mapping[str, str]) -> Reply:
+    """The reply with the provider's file ids turned back into the caller's."""
+    if not handed_by_raw or all(raw == handed for raw, handed in handed_by_raw.items()):
+        return reply
+    pairs = [(raw.encode(), handed.encode()) for raw, handed in handed_by_raw.items()]
+    # A longer id may begin with a shorter one.
+    pairs.sort(key=lambda pair: len(pair[0]), reverse=True)
+
+    def swapped(text: bytes) -> bytes:
+        for raw, handed in pairs:
+            text = text.replace(raw, handed)
+        return text
+
+    def whole_lines() -> Iterator[bytes]:
+        # Events end with a newline, so nothing is held back but a piece that is not whole yet. A
+        # plain JSON answer is one line.
+        rest = b""
+        for chunk in reply.chunks:
+            head, newline, tail = (rest + chunk).rpartition(b"\n")
+            rest = tail
+            if newline:
+                yield swapped(head + newline)
+        if rest:
+            yield swapped(rest)
+
+    headers = {k: v for k, v in reply.headers.items() if k.lower() != "content-length"}
+    return replace(reply, headers=headers, chunks=whole_lines())
+
+
+def _retry_after(reply: Reply) -> float | None:
+    with suppress(ValueError):
+        return float(reply.headers.get("Retry-After", ""))
+    return None
+
+
+def _dotted(path: json_spans.Path) -> str:
+    return ".".join(path)
