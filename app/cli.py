@@ -76,8 +76,10 @@ def serve(
     """
     start.prepare(config, os.environ)
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    click.echo(f"Manifold {app.__version__} on http://{address}")
-    click.echo(f"Try: curl http://{address}/health/readiness")
+    click.echo(
+        f"Manifold {app.__version__} on http://{address}\n"
+        f"Try: curl http://{address}/health/readiness"
+    )
     sys.stdout.flush()
     os.environ["MANIFOLD_CONFIG"] = str(Path(config).absolute())
     os.environ[start.ANNOUNCED] = "1"

@@ -17,7 +17,7 @@ from app.api import auth, keys, users
 from app.db.engine import Database, connect
 from app.db.tables import Base, File, Key, User, now
 from app.errors import GatewayError
-from app.services.access import Access, Caller, Role, UserFields, operator
+from app.services.access import Access, Caller, KeyFields, Role, UserFields, operator
 
 MASTER_KEY = "sk-master-of-the-tests"
 BACKENDS = ("sqlite", "postgresql")
@@ -61,10 +61,11 @@ def issue(
     key: Any = None,
 ) -> str:
     """The secret of a new user's first key, or of a key without a user."""
+    first: KeyFields = {} if key is None else key
     if user_id is None:
-        return access.generate_key(operator(), key or {})["key"]
+        return access.generate_key(operator(), first)["key"]
     fields: UserFields = {"role": role.value, **(user or {})}
-    _, made = access.new_user(operator(), user_id, fields, key or {})
+    _, made = access.new_user(operator(), user_id, fields, first)
     assert made is not None
     return made["key"]
 

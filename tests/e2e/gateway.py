@@ -1,6 +1,7 @@
 """The processes of the end-to-end tests: the fake upstream, the gateway, their clients."""
 
 import contextlib
+import errno
 import os
 import secrets
 import signal
@@ -71,7 +72,17 @@ class Server:
 
     # A new socket is bound to a free port and passed on: nobody waits for or guesses a port.
     def _listen(self, scheme: str = "http") -> socket.socket:
-        listening = socket.create_server(self._address or ("127.0.0.1", 0), backlog=1024)
+        def bound() -> socket.socket | None:
+            try:
+                return socket.create_server(self._address or ("127.0.0.1", 0), backlog=1024)
+            except OSError as error:
+                # The last threads of a tree that was killed hold the address a moment longer.
+                if error.errno != errno.EADDRINUSE:
+                    raise
+                return None
+
+        listening = wait_until(bound)
+        assert listening is not None
         # Connections that come before gunicorn is up inherit this; without it each answer of
         # theirs takes 40 ms, for the kernel waits with the second half.
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -189,10 +200,12 @@ class Server:
         """End the whole tree at once (SIGKILL), as a crash does; the exit code."""
         process = self._process
         assert process is not None, f"{self.name} was not started"
-        # The tree has a process group of its own, made by us.
-        with contextlib.suppress(ProcessLookupError, PermissionError):
+        if process.poll() is None:
+            tree = self.processes()
+            # The tree has a process group of its own, made by us.
             os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+            process.wait()
+            wait_until(lambda: not any(_alive(each) for each in tree))
         self._ended()
         return process.returncode
 
@@ -206,6 +219,13 @@ class Server:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+
+def _alive(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _environment(extra: Mapping[str, str] | None) -> dict[str, str]:

@@ -172,6 +172,7 @@ def test_chat_echoes_what_it_was_sent(alpha, client):
         "model": "gpt-4o",
         "deployment": None,
         "file_ids": [made.id],
+        "filenames": ["a.pdf"],
     }
     assert json.loads(whole.choices[0].message.content) == echo
     text = "".join(e.choices[0].delta.content or "" for e in events if e.choices)

@@ -950,6 +950,7 @@ class FakeUpstream:
             "model": body.get("model"),
             "deployment": deployment,
             "file_ids": [file_id for _, file_id in found],
+            "filenames": [self.files[file_id].filename for _, file_id in found],
         }
         if account.kind == "engine":
             echo["body"] = body
