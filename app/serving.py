@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from gunicorn import glogging
 from gunicorn.http import errors as refused
 from gunicorn.workers import gthread
 
@@ -43,6 +44,17 @@ def _cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+class Log(glogging.Logger):  # type: ignore[misc]  # gunicorn has no types
+    """gunicorn's log, without a line a request: the application writes that one.
+
+    gunicorn takes a `logconfig_dict` for the wish to have them, and then makes each, which is a
+    fifth of a small request, whether or not anybody reads it.
+    """
+
+    def _compute_access_log_enabled(self) -> bool:
+        return self.cfg.accesslog is not None
 
 
 class _SlowHeadError(Exception):
@@ -168,7 +180,8 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc]  # gunicorn has no typ
                 listener.close()
 
     def handle(self, conn: Any) -> Any:
-        conn.sock.expect_head()
+        if isinstance(conn.sock, _Client):
+            conn.sock.expect_head()
         conn.unread = True
         again = super().handle(conn)
         if again is False:
@@ -179,7 +192,8 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc]  # gunicorn has no typ
         return again
 
     def handle_request(self, req: Any, conn: Any) -> Any:
-        conn.sock.expect_no_head()
+        if isinstance(conn.sock, _Client):
+            conn.sock.expect_no_head()
         conn.body = _Body(req.body.reader, conn.sock, req._expected_100_continue)
         req.body.reader = conn.body
         req._expected_100_continue = False
@@ -254,7 +268,8 @@ def _linger(sock: Any) -> None:
     the answer away from a client that has not read it yet: an upload that is refused with 401
     would look like a broken network.
     """
-    sock.expect_no_head()
+    if isinstance(sock, _Client):
+        sock.expect_no_head()
     end = time.monotonic() + LINGER_SECONDS
     try:
         sock.shutdown(socket.SHUT_WR)
@@ -323,8 +338,7 @@ limit_request_field_size = 8190
 control_socket_disable = True
 # The heartbeat is a file's time stamp; on a busy disk touching it can take seconds.
 worker_tmp_dir = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108
-# The application logs one line a request.
-accesslog = None
+logger_class = Log
 logconfig_dict = {
     "version": 1,
     "disable_existing_loggers": False,

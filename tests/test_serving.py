@@ -33,6 +33,8 @@ def app(environ, start_response):
     elif path == "/slow":
         time.sleep(1)
         answer = b"slow"
+    elif path == "/large":
+        answer = b"x" * 50_000_000
     elif path == "/break":
         raise KeyError("sk-secret")
     elif path == "/bad-header":
@@ -241,7 +243,9 @@ def test_clients_that_say_nothing_hold_no_thread(start: Callable[..., Server]):
         connection.close()
 
 
-def test_a_request_that_drips_is_ended(start: Callable[..., Server], tmp_path: Path):
+@pytest.fixture
+def impatient(start: Callable[..., Server], tmp_path: Path) -> Server:
+    """A server with short limits and one thread."""
     settings = tmp_path / "impatient.py"
     settings.write_text(
         "from app import serving\n"
@@ -249,7 +253,19 @@ def test_a_request_that_drips_is_ended(start: Callable[..., Server], tmp_path: P
         "serving.HEAD_SECONDS = 0.5\n"
         "serving.IDLE_SECONDS = 1\n"
     )
-    server = start(settings=str(settings))
+    return start("--threads", "1", settings=str(settings))
+
+
+def test_a_client_that_stops_reading_is_left(impatient: Server):
+    with impatient.connect() as connection:
+        connection.sendall(b"GET /large HTTP/1.1\r\n\r\n")
+        assert connection.recv(10) == b"HTTP/1.1 2"
+        assert impatient.send(b"GET / HTTP/1.1\r\n\r\n")[0] == 200
+    assert "Traceback" not in impatient.log()
+
+
+def test_a_request_that_drips_is_ended(impatient: Server):
+    server = impatient
     with server.connect() as connection:
         for byte in b"GET / HTTP":
             connection.sendall(bytes([byte]))

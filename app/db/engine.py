@@ -22,6 +22,7 @@ from sqlalchemy.pool import StaticPool
 from app.errors import ConfigError, DatabaseUnavailable
 
 BUSY_TIMEOUT_SECONDS = 30
+POOL_TIMEOUT_SECONDS = 10
 SUPPORTED = ("sqlite:///path/to/file.db", "postgresql://user:password@host/name")
 
 
@@ -78,11 +79,21 @@ def connect(url: str, *, pool_size: int = 16) -> Database:
         raise ConfigError(
             [f"database_url: {backend!r} is not supported; supported: {', '.join(SUPPORTED)}"]
         )
-    options: dict[str, Any] = {"pool_size": pool_size, "max_overflow": 0, "pool_timeout": 30}
+    options: dict[str, Any] = {
+        "pool_size": pool_size,
+        "max_overflow": 0,
+        "pool_timeout": POOL_TIMEOUT_SECONDS,
+        # What users sent is not for the log.
+        "hide_parameters": True,
+    }
     if backend == "sqlite":
         options["connect_args"] = {"timeout": BUSY_TIMEOUT_SECONDS, "check_same_thread": False}
         if parsed.database in (None, "", ":memory:"):
-            options = {"connect_args": options["connect_args"], "poolclass": StaticPool}
+            options = {
+                "connect_args": options["connect_args"],
+                "poolclass": StaticPool,
+                "hide_parameters": True,
+            }
     else:
         options["pool_pre_ping"] = True
     try:
