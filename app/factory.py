@@ -1,6 +1,6 @@
 """create_app(settings): builds every collaborator once and hands it on."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from flask import Blueprint, Flask
 
@@ -14,6 +14,7 @@ from app.api import (
     inference,
     keys,
     models,
+    uploads,
     users,
 )
 from app.db.engine import Database, connect
@@ -26,6 +27,7 @@ from app.services.files import Files
 from app.services.inference import Inference
 from app.services.lookup import Lookup
 from app.services.router import Router
+from app.services.uploads import Uploads
 from app.settings import Deployment, Settings
 
 MB = 1024 * 1024
@@ -34,19 +36,31 @@ _BARE = ("", "/v1", "/openai")
 """Where OpenAI's routes are: a base URL with and without /v1, and what Azure's client writes."""
 
 
-def create_app(settings: Settings, database: Database | None = None) -> Flask:
-    """The WSGI application. Raises ConfigError when a deployment cannot be opened."""
+def create_app(
+    settings: Settings,
+    database: Database | None = None,
+    providers: Mapping[str, Provider] | None = None,
+) -> Flask:
+    """The WSGI application. Raises ConfigError when a deployment cannot be opened.
+
+    Database and providers (by deployment id) are those of the settings unless they are given.
+    """
     app = Flask("app", static_folder=None)
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
     app.json.sort_keys = False  # type: ignore[attr-defined]  # Flask's default provider has it
     app.json.ensure_ascii = False  # type: ignore[attr-defined]  # likewise
     app.url_map.merge_slashes = False
     app.url_map.strict_slashes = False
-    app.extensions["manifold"] = _services(settings, database)
+    app.extensions["manifold"] = _services(settings, database, providers)
     errors.install(app)
     access_log.install(app)
     auth.install(app)
-    for blueprint in (files.blueprint, inference.blueprint, models.blueprint):
+    for blueprint in (
+        files.blueprint,
+        uploads.blueprint,
+        inference.blueprint,
+        models.blueprint,
+    ):
         _register(app, blueprint, _BARE)
     _register(app, files.blueprint, ("/<provider>/v1",))
     _register(app, inference.azure_clients, ("/openai",))
@@ -55,12 +69,15 @@ def create_app(settings: Settings, database: Database | None = None) -> Flask:
     return app
 
 
-def _services(settings: Settings, database: Database | None) -> context.Services:
+def _services(
+    settings: Settings, database: Database | None, providers: Mapping[str, Provider] | None
+) -> context.Services:
     database = database or connect(settings.resolved_database_url)
     place = Place(
         data_dir=settings.data_dir, max_inline_bytes=settings.max_inline_file_size_mb * MB
     )
-    providers = _providers((*settings.deployments, *settings.file_accounts), place)
+    if providers is None:
+        providers = _providers((*settings.deployments, *settings.file_accounts), place)
     router = Router(settings, providers)
     lookup = Lookup(settings, database, router)
     file_service = Files(settings, database, router, lookup, FanOut(settings.fan_out_threads))
@@ -71,6 +88,7 @@ def _services(settings: Settings, database: Database | None) -> context.Services
         router=router,
         files=file_service,
         file_lists=FileLists(database, router),
+        uploads=Uploads(settings, database, router, file_service),
         inference=Inference(router, lookup),
     )
 

@@ -17,7 +17,8 @@ MAX_ID_LENGTH = 4096
 """Characters; anything longer is nobody's id."""
 
 _UNIFIED_MARK = "litellm_proxy:"
-_ENCODED = re.compile(r"litellm:(?P<raw>.+);model,(?P<model>[^;,]+)", re.DOTALL)
+_CONTROL = re.compile(r"litellm(_proxy)?:.*[\x00-\x1f\x7f]", re.DOTALL)
+_ENCODED = re.compile(r"litellm:(?P<raw>.+);model,(?P<model>[^;,]+)")
 _UNIFIED = re.compile(
     r"litellm_proxy:(?P<mime>[^;]*);unified_id,(?P<uuid>[0-9a-f-]{36});"
     r"target_model_names,(?P<names>[^;]*)"
@@ -71,12 +72,15 @@ def decode(file_id: str) -> FileId | None:
     """What an id from a client says, or None for what nobody can have issued.
 
     None: empty, too long, or with a character that no id has (a raw id stands in an upstream's
-    path, so it has no slash, no dot-dot, no query and no percent sign).
+    path, so it has no slash, no dot-dot, no query and no percent sign; the texts of ours have no
+    control character, some of which a database refuses).
     """
     if not is_raw(file_id):
         return None
     if file_id.startswith(_FILE_PREFIX):
         text = _decode(file_id.removeprefix(_FILE_PREFIX))
+        if text is not None and _CONTROL.match(text):
+            return None
         if text is not None and (found := _ENCODED.fullmatch(text)):
             return EncodedId(found["raw"], found["model"])
     text = _decode(file_id)
@@ -97,7 +101,7 @@ def new_uuid() -> str:
 
 def _unified(text: str) -> UnifiedId | None:
     found = _UNIFIED.fullmatch(text)
-    if found is None:
+    if found is None or _CONTROL.match(text):
         return None
     names = tuple(name for name in found["names"].split(",") if name)
     return UnifiedId(found["uuid"], found["mime"], names, found["raw"], found["deployment"])

@@ -16,7 +16,7 @@ from typing import Any
 from app.errors import InvalidRequest
 
 Path = tuple[str, ...]
-"""Keys from the root; "*" is every item of a list."""
+"""Keys from the root; "*" is every item of a list, or every value of an object."""
 
 _SPACE = re.compile(r"[ \t\n\r]*")
 
@@ -30,7 +30,7 @@ _scan = json.JSONDecoder(parse_constant=_refuse_constant).scan_once  # type: ign
 
 @dataclass(frozen=True, eq=False)
 class Span:
-    """A value of the text: `text[start:end]` is its JSON. `path` has "*" for list positions."""
+    """A value of the text: `text[start:end]` is its JSON. `path` has "*" where it was asked for."""
 
     path: Path
     start: int
@@ -74,12 +74,14 @@ class Document:
         """The text in UTF-8 with new values for some spans, keys of the root dropped or added."""
         pieces: list[str] = []
         at = 0
-        edits = [(s.start, s.end, _dump(value)) for s, value in replaced.items()]
-        edits += self._without(frozenset(dropped))
+        edits = [(s.start, s.end, json.dumps(value)) for s, value in replaced.items()]
+        unwanted = frozenset(dropped)
+        edits += self._without(unwanted)
         if added:
             opening = self.text.index("{") + 1
-            first = ",".join(f"{_dump(key)}:{_dump(value)}" for key, value in added.items())
-            edits.append((opening, opening, first + ("," if self.members else "")))
+            first = json.dumps(added)[1:-1]
+            is_alone = all(member.key in unwanted for member in self.members)
+            edits.append((opening, opening, first if is_alone else first + ","))
         for start, end, new in sorted(edits):
             pieces += (self.text[at:start], new)
             at = end
@@ -143,10 +145,6 @@ def _tree(paths: Iterable[Path]) -> _Tree:
     return root
 
 
-def _dump(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
-
-
 class _Walk:
     def __init__(self, text: str) -> None:
         self.text = text
@@ -182,12 +180,15 @@ class _Walk:
             start = at
             key, at = scanstring(self.text, at + 1, True)
             if key in seen:
-                raise InvalidRequest(f"the key {key!r} stands twice in one object", param=key)
+                raise InvalidRequest(
+                    f"the key {key!r:.200} stands twice in one object", param=key[:200]
+                )
             seen.add(key)
             at = self.space(at)
             if self.text[at] != ":":
                 raise ValueError("a colon is missing")
-            at = self.value(self.space(at + 1), tree.get(key), (*path, key))
+            step = key if key in tree or "*" not in tree else "*"
+            at = self.value(self.space(at + 1), tree.get(step), (*path, step))
             if not path:
                 self.members.append(Member(key, start, at))
             at = self.space(at)

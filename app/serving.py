@@ -6,6 +6,7 @@ in either direction. A client that keeps both and is slow on purpose still holds
 """
 
 import errno
+import ipaddress
 import json
 import os
 import resource
@@ -197,7 +198,13 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc]  # gunicorn has no typ
         conn.body = _Body(req.body.reader, conn.sock, req._expected_100_continue)
         req.body.reader = conn.body
         req._expected_100_continue = False
-        return super().handle_request(req, conn)
+        # The connection may carry several clients' requests, one after the other.
+        peer = conn.client
+        conn.client = _caller(req, peer)
+        try:
+            return super().handle_request(req, conn)
+        finally:
+            conn.client = peer
 
     def _keepalive_after(self, conn: Any, keepalive: Any) -> bool:
         # A client that was never told to continue may send its body or not: nothing can follow.
@@ -259,6 +266,21 @@ def _answer(exc: Exception) -> tuple[int, str, str]:
         if isinstance(exc, kinds):
             return answer
     return _OURS
+
+
+def _caller(req: Any, peer: Any) -> Any:
+    """Who asks: the peer, or the last one that a trusted proxy names in X-Forwarded-For.
+
+    Only the last is what the proxy itself has seen; those before it are the client's own words.
+    """
+    if not req._peer_is_trusted_proxy():
+        return peer
+    named = [value for name, value in req.headers if name == "X-FORWARDED-FOR"]
+    last = named[-1].rpartition(",")[2].strip() if named else ""
+    try:
+        return str(ipaddress.ip_address(last)), 0
+    except ValueError:
+        return peer
 
 
 def _linger(sock: Any) -> None:
@@ -329,7 +351,8 @@ keepalive = 75
 # systemd opened is shared whatever we say, and with reuse_port gunicorn would not look at it.
 reuse_port = "LISTEN_FDS" not in os.environ
 preload_app = False
-# Only a proxy on this host may say that the client came by https, and none may rewrite the path.
+# Only a proxy on this host may say who the client is and that it came by https, and none may
+# rewrite the path.
 forwarded_allow_ips = "127.0.0.1,::1"
 forwarder_headers = ""
 limit_request_line = 8190

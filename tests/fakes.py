@@ -121,7 +121,12 @@ class FakeProvider(Provider):
             everything = list(self.stored.values())
         return iter([file for file in everything if purpose in (None, file.purpose)])
 
-    def content(self, file_id: str, byte_range: str | None = None) -> Download:
+    def content(
+        self,
+        file_id: str,
+        byte_range: str | None = None,
+        cancellation: Cancellation | None = None,
+    ) -> Download:
         self._called("content", file_id, byte_range)
         self._found(file_id)
         whole = self.contents[file_id]

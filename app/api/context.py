@@ -13,6 +13,7 @@ from app.services.file_lists import FileLists
 from app.services.files import Files
 from app.services.inference import Inference
 from app.services.router import Router
+from app.services.uploads import Uploads
 from app.settings import Settings
 
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
@@ -29,6 +30,7 @@ class Services:
     router: Router
     files: Files
     file_lists: FileLists
+    uploads: Uploads
     inference: Inference
 
 

@@ -44,7 +44,12 @@ def _mark(response: Response) -> Response:
 
 
 def _of_the_gateway(error: GatewayError) -> Response:
-    response = jsonify(error.body())
+    body = error.body()
+    for name in ("message", "param"):
+        # Both repeat what was sent, where JSON can say half a surrogate pair and UTF-8 cannot.
+        if text := body["error"][name]:
+            body["error"][name] = text.encode("utf-8", "backslashreplace").decode()
+    response = jsonify(body)
     response.status_code = error.status
     response.headers.extend(error.headers)
     if isinstance(error, UpstreamError):

@@ -5,7 +5,7 @@ from urllib.parse import quote
 
 from flask import Blueprint, Response, request
 
-from app.api import body, target
+from app.api import body, hangup, target
 from app.api.auth import Guard, guard
 from app.api.context import caller, note, services
 from app.api.form import spooled_form
@@ -14,7 +14,7 @@ from app.errors import InvalidRequest, TooLarge
 from app.objects import FileDeleted, FileObject, Page
 from app.services.files import Content
 from app.services.router import Hints
-from app.transfers import Upload
+from app.transfers import Cancellation, Upload
 
 blueprint = Blueprint("files", __name__)
 
@@ -85,9 +85,20 @@ def retrieve(file_id: str, **_: str) -> FileObject:
 def content(file_id: str, **_: str) -> Response:
     """The bytes, streamed from a copy."""
     byte_range = request.headers.get("Range")
-    found = services().files.content(caller(), file_id, _hints(), byte_range)
+    hints = _hints()
+    cancellation = Cancellation()
+    stop_watching = hangup.watch(request.environ.get("gunicorn.socket"), cancellation.cancel)
+    try:
+        found = services().files.content(caller(), file_id, hints, byte_range, cancellation)
+    except BaseException:
+        stop_watching()
+        raise
     note(deployment=found.deployment)
-    return _download(found)
+    response = _download(found, cancellation)
+    # First the watch: a closed connection may go back to its pool and serve somebody else.
+    response.call_on_close(stop_watching)
+    response.call_on_close(found.download.close)
+    return response
 
 
 @blueprint.delete("/files/<file_id>")
@@ -102,10 +113,10 @@ def _hints() -> Hints:
     return target.hints(body.optional_object())
 
 
-def _download(found: Content) -> Response:
+def _download(found: Content, cancellation: Cancellation) -> Response:
     download = found.download
-    response = Response(download.chunks, status=206 if download.content_range else 200)
-    response.call_on_close(download.close)
+    chunks = hangup.relayed(download.chunks, cancellation)
+    response = Response(chunks, status=206 if download.content_range else 200)
     headers = response.headers
     headers["Content-Type"] = found.mime_type
     headers["Content-Disposition"] = (

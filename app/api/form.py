@@ -10,11 +10,11 @@ import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from flask import request
-from werkzeug.exceptions import RequestEntityTooLarge
+from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge
 from werkzeug.sansio.multipart import Data, Epilogue, Field, File, MultipartDecoder, NeedData
 
 from app.errors import InvalidRequest, StorageFull, TooLarge
@@ -24,11 +24,30 @@ READ_BYTES = 64 * 1024
 MAX_FIELDS_BYTES = 1024 * 1024
 MAX_PARTS = 200
 MAX_FILENAME = 500
+MAX_CONTENT_TYPE = 2000
 _FORM_OVERHEAD_BYTES = 2 * MAX_FIELDS_BYTES
 
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 _TYPE = re.compile(r"[a-z0-9][a-z0-9!#$&^_.+-]*/[a-z0-9][a-z0-9!#$&^_.+-]*")
 _TYPES = mimetypes.MimeTypes()  # Python's own table: the same answer on every machine.
+# What the table leaves out, or calls by an older name than providers do.
+for _kind, _endings in (
+    ("audio/flac", ".flac"),
+    ("audio/mp4", ".m4a"),
+    ("audio/ogg", ".ogg .oga"),
+    ("audio/wav", ".wav"),
+    ("image/webp", ".webp"),
+    ("text/markdown", ".md .markdown"),
+    ("application/epub+zip", ".epub"),
+    ("application/rtf", ".rtf"),
+    ("application/yaml", ".yaml .yml"),
+    ("application/vnd.openxmlformats-officedocument.presentationml.presentation", ".pptx"),
+    ("application/vnd.openxmlformats-officedocument.spreadsheetml.sheet", ".xlsx"),
+    ("application/vnd.openxmlformats-officedocument.wordprocessingml.document", ".docx"),
+):
+    for _ending in _endings.split():
+        _TYPES.add_type(_kind, _ending)
+_OCTETS = "application/octet-stream"
 _ESCAPED = {"%22": '"', "%0D": "", "%0A": ""}
 _STEERING = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
@@ -68,8 +87,8 @@ def spooled_form(spool: Path, *, file_field: str, max_file_bytes: int) -> Iterat
     """
     declared = request.content_length
     if declared is not None and declared > max_file_bytes + _FORM_OVERHEAD_BYTES:
-        raise _too_large(max_file_bytes, declared)
-    decoder = _decoder()
+        raise _too_large(file_field, max_file_bytes, declared)
+    decoder = _decoder(file_field)
     reader = _Reader(decoder, spool, file_field, max_file_bytes)
     try:
         yield reader.read()
@@ -77,10 +96,14 @@ def spooled_form(spool: Path, *, file_field: str, max_file_bytes: int) -> Iterat
         reader.discard()
 
 
-def _decoder() -> MultipartDecoder:
-    boundary = request.mimetype_params.get("boundary", "")
-    if request.mimetype != "multipart/form-data" or not 0 < len(boundary) <= 200:
-        raise InvalidRequest("send the file as multipart/form-data with a boundary", param="file")
+def _decoder(file_field: str) -> MultipartDecoder:
+    # The parser's work grows with the square of such a header.
+    is_sane = len(request.headers.get("Content-Type", "")) <= MAX_CONTENT_TYPE
+    boundary = request.mimetype_params.get("boundary", "") if is_sane else ""
+    if not is_sane or request.mimetype != "multipart/form-data" or not 0 < len(boundary) <= 200:
+        raise InvalidRequest(
+            f"send the {file_field} as multipart/form-data with a boundary", param=file_field
+        )
     return MultipartDecoder(
         boundary.encode("latin-1", "replace"), MAX_FIELDS_BYTES, max_parts=MAX_PARTS
     )
@@ -102,6 +125,8 @@ class _Reader:
         """The whole form."""
         try:
             for part, data in self._parts():
+                if not part.name:
+                    raise ValueError("a part without a name")  # noqa: TRY301  # broken form
                 if isinstance(part, File) and part.name == self._file_field:
                     if self._form.file is not None:
                         raise InvalidRequest("send one file at a time", param=self._file_field)
@@ -141,10 +166,21 @@ class _Reader:
             if isinstance(event, Epilogue):
                 return
             if isinstance(event, NeedData):
+                try:
+                    piece = stream.read(READ_BYTES)
+                    if self._ends_within_the_last_boundary(piece):
+                        piece += stream.read(1)
+                except OSError as error:
+                    raise ClientDisconnected from error
                 # None, once the body is at its end: the decoder then refuses what is not whole.
-                self._decoder.receive_data(stream.read(READ_BYTES) or None)
+                self._decoder.receive_data(piece or None)
             elif isinstance(event, Field | File | Data):
                 yield event
+
+    def _ends_within_the_last_boundary(self, piece: bytes) -> bool:
+        # Without the last dash Werkzeug 3.1.9 takes the line end before the boundary for content.
+        cut = b"--" + self._decoder.boundary + b"-"
+        return (bytes(self._decoder.buffer[-len(cut) :]) + piece).endswith(cut)
 
     def _text(self, part: Field, data: Iterator[bytes]) -> str:
         pieces = []
@@ -169,7 +205,8 @@ class _Reader:
                 for piece in data:
                     size += len(piece)
                     if size > self._max:
-                        raise _too_large(self._max, request.content_length or size)
+                        declared = request.content_length
+                        raise _too_large(self._file_field, self._max, declared or size)
                     digest.update(piece)
                     out.write(piece)
         except OSError as error:
@@ -178,7 +215,8 @@ class _Reader:
             raise
         name = clean_filename(part.filename)
         assert self._path is not None  # noqa: S101  # _open has set it
-        return SpooledFile(self._path, name, _mime_type(part, name), size, digest.hexdigest())
+        kind = mime_type(part.headers.get("content-type", ""), name)
+        return SpooledFile(self._path, name, kind, size, digest.hexdigest())
 
     def _open(self) -> BinaryIO:
         self._spool.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -216,26 +254,32 @@ def clean_filename(name: str | None) -> str:
         return "upload"
     if len(text) > MAX_FILENAME:
         stem, dot, ending = text.rpartition(".")
-        ending = dot + ending if dot and len(ending) <= 20 else ""
-        text = (stem or text)[: MAX_FILENAME - len(ending)] + ending
+        ending = dot + ending if stem and len(ending) <= 20 else ""
+        text = text[: MAX_FILENAME - len(ending)] + ending
     return text
 
 
-def _mime_type(part: File, filename: str) -> str:
-    """The part's own type, else by name: octet-stream is what clients say when they don't know."""
-    declared = part.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if (
-        declared != "application/octet-stream"
-        and len(declared) <= 127
-        and _TYPE.fullmatch(declared)
-    ):
-        return declared
-    return _TYPES.guess_type(filename)[0] or "application/octet-stream"
+def plain_type(declared: str) -> str | None:
+    """A MIME type in lower case without its parameters, None for what is none."""
+    plain = declared.partition(";")[0].strip().lower()
+    return plain if len(plain) <= 127 and _TYPE.fullmatch(plain) else None
 
 
-def _too_large(limit: int, size: int) -> TooLarge:
+def mime_type(declared: str, filename: str) -> str:
+    """The declared type, else by name: octet-stream is what clients say when they don't know."""
+    plain = plain_type(declared)
+    if plain is not None and plain != _OCTETS:
+        return plain
+    # Only the endings: of a whole name the library may take the beginning for a URL's.
+    kind, packing = _TYPES.guess_type("a" + "".join(PurePosixPath(filename).suffixes[-2:]))
+    if packing is not None:
+        return "application/gzip" if packing == "gzip" else _OCTETS
+    return kind or _OCTETS
+
+
+def _too_large(file_field: str, limit: int, size: int) -> TooLarge:
     return TooLarge(
-        f"the file is too large: {size} bytes were sent, {limit} bytes are allowed",
-        param="file",
+        f"the {file_field} is too large: {size} bytes were sent, {limit} bytes are allowed",
+        param=file_field,
         code="file_too_large",
     )

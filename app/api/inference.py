@@ -65,7 +65,7 @@ def _relay(operation: Operation) -> Response:
         raise
     note(deployment=answer.route.deployment.id)
     reply = answer.reply
-    response = Response(reply.chunks, status=reply.status)
+    response = Response(hangup.relayed(reply.chunks, cancellation), status=reply.status)
     for name, value in reply.headers.items():
         response.headers[name] = value
     response.headers["llm-provider"] = answer.route.deployment.provider

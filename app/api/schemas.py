@@ -1,6 +1,7 @@
 """marshmallow schemas of file forms and queries, and how a schema's complaints are shown."""
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ from app.objects import LISTED_PURPOSES, PURPOSES
 from app.services.file_lists import ListQuery
 from app.transfers import ExpiresAfter
 
+_WHOLE = re.compile(r"-?[0-9]+")
 _HOUR = 3600
 _THIRTY_DAYS = 30 * 24 * _HOUR
 
@@ -45,7 +47,7 @@ class Limit(fields.Integer):
         self._most = most
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> int:
-        if not (isinstance(value, str) and value.isascii() and value.lstrip("-").isdigit()):
+        if not (isinstance(value, str) and _WHOLE.fullmatch(value)):
             raise ValidationError(
                 f"{value!r:.40} is not an integer from 1 to {self._most}\0invalid_type"
             )
@@ -144,6 +146,9 @@ def single_values(names: Any) -> dict[str, str]:
         values = dict.fromkeys(request.args.getlist(name))
         if len(values) > 1:
             raise InvalidRequest(f"{name} is given {len(values)} times", param=name)
+        if any("\0" in value for value in values):
+            # PostgreSQL cannot store one, so nothing there can have one.
+            raise InvalidRequest(f"{name} holds a null byte", param=name)
         if values:
             found[name] = next(iter(values))
     return found

@@ -85,6 +85,8 @@ def _named(place: str, fields: Any) -> Iterator[tuple[str, str, list[Any]]]:
     gathered: dict[str, list[Any]] = {}
     for name, value in fields:
         plain = _BRACKETS.sub("", name)
+        if plain == "provider" and isinstance(value, dict):
+            continue  # OpenRouter's own, and none of ours.
         if plain in _SELECTORS:
             gathered.setdefault(plain, []).extend(value if isinstance(value, list) else [value])
     for plain, values in gathered.items():
@@ -92,7 +94,9 @@ def _named(place: str, fields: Any) -> Iterator[tuple[str, str, list[Any]]]:
 
 
 def _values(kind: str, raw: list[Any]) -> tuple[str, ...]:
-    texts = [text for text in raw if isinstance(text, str)]
+    texts = [text for text in raw if text is not None]
+    if not all(isinstance(text, str) for text in texts):
+        raise InvalidRequest(f"{kind} must be text", param=kind)
     if kind not in _LISTS:
         return tuple(dict.fromkeys(text.strip() for text in texts if text.strip()))
     names = [name.strip() for text in texts for name in _split(text)]
@@ -103,7 +107,7 @@ def _split(text: str) -> list[str]:
     if text.lstrip().startswith("["):
         try:
             names = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             names = None
         if isinstance(names, list) and all(isinstance(name, str) for name in names):
             return [part for name in names for part in name.split(",")]

@@ -1,12 +1,16 @@
-"""Questions about files and their copies, and writes; one function each, session first."""
+"""Questions about files and their copies, and writes; one function each, session first.
+
+A transaction that writes both writes the file first: two that did it in different orders would
+wait for one another, and PostgreSQL would end one of them.
+"""
 
 import datetime as dt
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import delete, literal, select, tuple_, update
-from sqlalchemy.orm import Session
+from sqlalchemy import delete, literal, or_, select, tuple_, update
+from sqlalchemy.orm import Session, defer
 
 from app.db.tables import Copy, File, UtcDateTime, now
 
@@ -40,10 +44,12 @@ def by_deployment_file_id(
     session: Session, raw: str, deployment_ids: Collection[str] | None = None
 ) -> list[File]:
     """The files with a copy that an upstream calls `raw`, at these deployments or at any."""
-    query = select(File).join(Copy, Copy.file_id == File.id).where(Copy.deployment_file_id == raw)
+    # No join with DISTINCT: PostgreSQL cannot compare the JSON column.
+    held = select(Copy.file_id).where(Copy.deployment_file_id == raw)
     if deployment_ids is not None:
-        query = query.where(Copy.deployment_id.in_(deployment_ids))
-    return list(session.scalars(query.distinct()))
+        held = held.where(Copy.deployment_id.in_(deployment_ids))
+    query = select(File).where(File.id.in_(held)).order_by(File.created_at, File.id)
+    return list(session.scalars(query))
 
 
 def copies_of(session: Session, file_ids: Collection[str]) -> list[Copy]:
@@ -64,7 +70,11 @@ def page(
     limit: int,
 ) -> list[File]:
     """Up to `limit` visible files behind the cursor, ordered by creation and then by id."""
-    query = select(File).where(File.owner == filters.owner, File.state.in_(VISIBLE))
+    query = select(File).where(
+        File.owner == filters.owner,
+        File.state.in_(VISIBLE),
+        or_(File.expires_at.is_(None), File.expires_at > now()),
+    )
     if filters.kind:
         query = query.where(File.kind == filters.kind)
     if filters.purpose:
@@ -83,17 +93,19 @@ def page(
         query = query.order_by(File.created_at.desc(), File.id.desc())
     else:
         query = query.order_by(File.created_at, File.id)
+    # A list shows no JSON column, so it need not read ten thousand of them, nor stumble over one.
+    query = query.options(defer(File.target_model_names, raiseload=True))
     return list(session.scalars(query.limit(limit)))
 
 
-def record_copy(session: Session, copy_id: str, **values: Any) -> None:
-    """Write what is now known of a copy."""
-    session.execute(update(Copy).where(Copy.id == copy_id).values(updated_at=now(), **values))
+def record_copy(session: Session, copy_id: str, *, was: str | None = None, **values: Any) -> bool:
+    """Write what is now known of a copy, if it is in state `was` still; whether that was so."""
+    return _record(session, Copy, copy_id, was, values)
 
 
-def record_file(session: Session, file_uuid: str, **values: Any) -> None:
-    """Write what is now known of a file."""
-    session.execute(update(File).where(File.id == file_uuid).values(updated_at=now(), **values))
+def record_file(session: Session, file_uuid: str, *, was: str | None = None, **values: Any) -> bool:
+    """Write what is now known of a file, if it is in state `was` still; whether that was so."""
+    return _record(session, File, file_uuid, was, values)
 
 
 def drop_copies(session: Session, copy_ids: Collection[str]) -> None:
@@ -107,6 +119,18 @@ def drop_file(session: Session, file_uuid: str) -> None:
 
 
 def drop_tombstones(session: Session, before: dt.datetime, limit: int) -> None:
-    """Remove some files that were deleted before then."""
-    old = select(File.id).where(File.state.in_(GONE), File.updated_at < before).limit(limit)
-    session.execute(delete(File).where(File.id.in_(old)))
+    """Remove some files that were deleted before then and can have nothing left upstream."""
+    unsure = select(Copy.id).where(Copy.file_id == File.id, Copy.state == "intended")
+    old = select(File.id).where(File.state.in_(GONE), File.updated_at < before, ~unsure.exists())
+    # What another process sweeps just now is left to it.
+    free = old.limit(limit).with_for_update(skip_locked=True)
+    session.execute(delete(File).where(File.id.in_(free)))
+
+
+def _record(
+    session: Session, table: type[File | Copy], id: str, was: str | None, values: dict[str, Any]
+) -> bool:
+    change = update(table).where(table.id == id).values(updated_at=now(), **values)
+    if was is not None:
+        change = change.where(table.state == was)
+    return session.scalars(change.returning(table.id)).one_or_none() is not None

@@ -19,7 +19,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-HEAD = "0001"
+HEAD = "0002"
 """The newest migration; a test holds it against the migrations folder."""
 
 
@@ -179,3 +179,44 @@ class Copy(Base):
     expires_at: Mapped[dt.datetime | None]
     created_at: Mapped[dt.datetime]
     updated_at: Mapped[dt.datetime]
+
+
+class UploadSession(Base):
+    """A large file that is sent in parts, OpenAI's Upload; its parts are on the gateway's disk.
+
+    `status`: pending, completing (one call makes the file of it), completed, cancelled or expired.
+    A pending one is over at `expires_at` whether or not that was written down. `selector` is where
+    the file will go: one name of the contract's section 3, with its value. `part_ids` is set when
+    the completing begins, `file_id` (the id that was handed out) when it is done.
+    """
+
+    __tablename__ = "uploads"
+    __table_args__ = (Index("ix_uploads_status_expires", "status", "expires_at"),)
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    owner: Mapped[str] = mapped_column(String(300))
+    filename: Mapped[str] = mapped_column(Text)
+    mime_type: Mapped[str] = mapped_column(String(255))
+    purpose: Mapped[str] = mapped_column(String(64))
+    bytes: Mapped[int] = mapped_column(BigInteger)
+    file_expires_after_seconds: Mapped[int | None]
+    selector: Mapped[dict[str, Any]]
+    status: Mapped[str] = mapped_column(String(16))
+    part_ids: Mapped[list[str]]
+    file_id: Mapped[str | None] = mapped_column(Text)
+    expires_at: Mapped[dt.datetime]
+    created_at: Mapped[dt.datetime]
+    updated_at: Mapped[dt.datetime]
+
+
+class UploadPart(Base):
+    """A part of an upload; its bytes are a file of the same name in the upload's folder."""
+
+    __tablename__ = "upload_parts"
+    __table_args__ = (Index("ix_upload_parts_content", "upload_id", "sha256", "bytes"),)
+
+    id: Mapped[str] = mapped_column(String(37), primary_key=True)
+    upload_id: Mapped[str] = mapped_column(ForeignKey("uploads.id", ondelete="CASCADE"))
+    bytes: Mapped[int] = mapped_column(BigInteger)
+    sha256: Mapped[str] = mapped_column(String(64))
+    created_at: Mapped[dt.datetime]

@@ -6,9 +6,9 @@ from urllib.parse import quote
 
 from marshmallow import RAISE, Schema, ValidationError, fields, validates_schema
 
-from app.errors import UpstreamAuthFailed
+from app.errors import InvalidRequest, UpstreamAuthFailed
 from app.providers.openai_style import OpenAIStyle, check_expiry
-from app.providers.params import is_address
+from app.providers.params import is_address, is_header_text
 from app.providers.protocol import Operation, Place, StoredFile
 from app.providers.upstream import Upstream
 from app.settings import Deployment
@@ -18,6 +18,7 @@ DEFAULT_API_VERSION = "2024-10-21"
 AUTHORITY = "https://login.microsoftonline.com"
 SCOPE = "https://cognitiveservices.azure.com/.default"
 _DAY = 24 * 3600
+_ENTRA_SECONDS = 10
 _IN_DEPLOYMENT = {Operation.CHAT, Operation.COMPLETIONS, Operation.EMBEDDINGS}
 
 
@@ -31,8 +32,8 @@ class AzureParams(Schema):
         error_messages={"required": "missing: the resource's address"},
     )
     api_version = fields.String(load_default=None)
-    api_key = fields.String(load_default=None)
-    azure_ad_token = fields.String(load_default=None)
+    api_key = fields.String(load_default=None, validate=is_header_text)
+    azure_ad_token = fields.String(load_default=None, validate=is_header_text)
     tenant_id = fields.String(load_default=None)
     client_id = fields.String(load_default=None)
     client_secret = fields.String(load_default=None)
@@ -73,7 +74,7 @@ class Azure(OpenAIStyle):
             version = None
         elif not self._is_v1:
             version = version or DEFAULT_API_VERSION
-        self._query = f"?api-version={version}" if version else ""
+        self._query = f"?api-version={quote(version, safe='')}" if version else ""
         self._token = _ClientCredentials(self.params, deployment)
         self.upstream = Upstream(
             base, headers=self._credential, deployment=deployment, pool_size=place.pool_size
@@ -89,6 +90,8 @@ class Azure(OpenAIStyle):
     def inference_path(self, operation: Operation, upstream_model: str) -> str:
         if self._is_v1 or operation not in _IN_DEPLOYMENT:
             return self.path(f"/{operation.value}")
+        if upstream_model in ("", ".", ".."):
+            raise InvalidRequest(f"{upstream_model!r} is no deployment's name", param="model")
         return self.path(f"/deployments/{quote(upstream_model, safe='')}/{operation.value}")
 
     def _credential(self) -> dict[str, str]:
@@ -128,9 +131,16 @@ class _ClientCredentials:
                     client_credential=self._params["client_secret"],
                     authority=f"{host}/{self._params['tenant_id']}",
                     instance_discovery=False,
+                    timeout=_ENTRA_SECONDS,
                 )
             answer = self._client.acquire_token_for_client([self._params["azure_scope"]])
-        except (ValueError, requests.RequestException) as error:
+        except (
+            msal.exceptions.MsalError,
+            requests.RequestException,
+            # The library's own, for an answer that is not Entra's.
+            ValueError,
+            AttributeError,
+        ) as error:
             raise self._failed(type(error).__name__) from error
         return dict(answer or {})
 

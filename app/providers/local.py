@@ -145,7 +145,12 @@ class Local(Provider):
             if not entry.is_expired and purpose in (None, entry.purpose):
                 yield entry.stored_file
 
-    def content(self, file_id: str, byte_range: str | None = None) -> Download:
+    def content(
+        self,
+        file_id: str,
+        byte_range: str | None = None,
+        cancellation: Cancellation | None = None,
+    ) -> Download:
         entry = self._living(file_id)
         part = part_of(byte_range, entry.bytes)
         start, length = (part.start, part.length) if part else (0, entry.bytes)

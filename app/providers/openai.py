@@ -4,7 +4,7 @@ from marshmallow import RAISE, Schema, ValidationError, fields, validates_schema
 
 from app.errors import ConfigError
 from app.providers.openai_style import OpenAIStyle
-from app.providers.params import is_address
+from app.providers.params import is_address, is_header_text
 from app.providers.protocol import Place
 from app.providers.upstream import Upstream
 from app.settings import Deployment
@@ -16,10 +16,10 @@ class OpenAIParams(Schema):
     class Meta:
         unknown = RAISE
 
-    api_key = fields.String(load_default=None)
+    api_key = fields.String(load_default=None, validate=is_header_text)
     api_base = fields.String(load_default=None, validate=is_address)
-    organization = fields.String(load_default=None)
-    project = fields.String(load_default=None)
+    organization = fields.String(load_default=None, validate=is_header_text)
+    project = fields.String(load_default=None, validate=is_header_text)
 
     @validates_schema
     def has_a_destination(self, data: dict[str, str | None], **_: object) -> None:
@@ -50,6 +50,12 @@ class OpenAI(OpenAIStyle):
             deployment=deployment,
             pool_size=place.pool_size,
         )
+
+    def routing_fields(self) -> dict[str, str]:
+        # A second gateway cannot know for which of its accounts a bare upload is.
+        model = self.deployment.upstream_model
+        is_known = self.deployment.provider == "litellm_proxy" and model and "*" not in model
+        return {"target_model_names": model} if is_known else {}
 
     def _credential(self) -> dict[str, str]:
         named = {

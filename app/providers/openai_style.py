@@ -9,11 +9,13 @@ from urllib.parse import quote
 from app.errors import InvalidRequest, NotFound, RangeNotSatisfiable, UpstreamError
 from app.providers.multipart import MultipartFile
 from app.providers.protocol import Operation, Provider, StoredFile
-from app.providers.upstream import Answer, Upstream, error_of
+from app.providers.upstream import Answer, Upstream, clean, error_of
 from app.transfers import Cancellation, Download, Reply, Upload
 
 _ERROR_BYTES = 1024 * 1024
 _PAGE = "10000"
+_LAST_SECOND = 253_402_300_799
+"""The last one of the year 9999; no database takes a later moment."""
 
 # Both providers' words for OpenAI's. Source: Azure OpenAI REST reference, Files; read 2026-11.
 _STATUS: dict[str, Literal["uploaded", "processed", "error"]] = {
@@ -48,7 +50,7 @@ class OpenAIStyle(Provider):
     upstream: Upstream
 
     def upload(self, upload: Upload) -> StoredFile:
-        fields = {"purpose": upload.purpose}
+        fields = {"purpose": upload.purpose, **self.routing_fields()}
         if upload.expires_after:
             fields["expires_after[anchor]"] = upload.expires_after.anchor
             fields["expires_after[seconds]"] = str(upload.expires_after.seconds)
@@ -58,7 +60,7 @@ class OpenAIStyle(Provider):
 
     def retrieve(self, file_id: str) -> StoredFile:
         answer = self.upstream.json("GET", self._file_path(file_id))
-        if str(answer.get("status", "")).lower() in ("deleting", "deleted"):
+        if _is_gone(answer):
             raise NotFound(f"No such File object: {file_id}", param="id")
         return self._stored(answer)
 
@@ -72,16 +74,28 @@ class OpenAIStyle(Provider):
             data = answer.get("data")
             if not isinstance(data, list):
                 raise self._not_understood("a list without data")
-            fresh = [item for item in map(self._stored, data) if item.id not in seen]
-            yield from fresh
-            seen.update(item.id for item in fresh)
+            page = {self._stored(item).id: item for item in data}
+            fresh = [item for file_id, item in page.items() if file_id not in seen]
+            yield from (self._stored(item) for item in fresh if not _is_gone(item))
+            seen.update(page)
             if not fresh or not answer.get("has_more"):
                 return
-            params["after"] = fresh[-1].id
+            params["after"] = data[-1]["id"]
 
-    def content(self, file_id: str, byte_range: str | None = None) -> Download:
-        headers = {"Range": byte_range} if byte_range else {}
-        answer = self.upstream.stream("GET", self._file_path(file_id, "/content"), headers=headers)
+    def content(
+        self,
+        file_id: str,
+        byte_range: str | None = None,
+        cancellation: Cancellation | None = None,
+    ) -> Download:
+        # The answer to several ranges is a multipart body of its own; the whole may be given too.
+        headers = {"Range": byte_range} if byte_range and "," not in byte_range else {}
+        answer = self.upstream.stream(
+            "GET",
+            self._file_path(file_id, "/content"),
+            headers=headers,
+            cancellation=cancellation,
+        )
         if answer.status == 416:
             answer.close()
             sized = answer.headers.get("content-range")
@@ -90,10 +104,14 @@ class OpenAIStyle(Provider):
                 headers={"Content-Range": sized} if sized else None,
             )
         self.upstream.raise_for(answer)
+        part = answer.headers.get("content-range") if answer.status == 206 else None
+        if answer.status == 206 and part is None:
+            answer.close()
+            raise self._not_understood("a part that does not say which one it is")
         return Download(
             chunks=answer.chunks(),
             length=answer.length,
-            content_range=answer.headers.get("content-range") if answer.status == 206 else None,
+            content_range=part,
             close=answer.close,
         )
 
@@ -113,6 +131,10 @@ class OpenAIStyle(Provider):
         path = self.inference_path(operation, upstream_model)
         return infer(self.upstream, path, body, cancellation)
 
+    def routing_fields(self) -> dict[str, str]:
+        """Form fields of an upload that say for which model it is, where the provider asks."""
+        return {}
+
     def path(self, path: str) -> str:
         """Where OpenAI's `path` is at this provider."""
         return path
@@ -122,6 +144,8 @@ class OpenAIStyle(Provider):
         return self.path(f"/{operation.value}")
 
     def _file_path(self, file_id: str, rest: str = "") -> str:
+        if file_id in ("", ".", ".."):
+            raise NotFound(f"No such File object: {file_id}", param="id")
         return self.path(f"/files/{quote(file_id, safe='')}{rest}")
 
     def _stored(self, answer: Any) -> StoredFile:
@@ -131,12 +155,12 @@ class OpenAIStyle(Provider):
         details = answer.get("status_details")
         return StoredFile(
             id=answer["id"],
-            filename=str(answer.get("filename") or ""),
-            purpose=str(answer.get("purpose") or ""),
-            size=size if isinstance(size, int) else None,
+            filename=clean(str(answer.get("filename") or "")),
+            purpose=clean(str(answer.get("purpose") or "")),
+            size=size if type(size) is int and size >= 0 else None,
             created_at=_seconds(answer.get("created_at")) or 0,
             status=_STATUS.get(str(answer.get("status", "processed")).lower(), "processed"),
-            status_details=details if isinstance(details, str) else None,
+            status_details=clean(details) if isinstance(details, str) else None,
             expires_at=_seconds(answer.get("expires_at")),
         )
 
@@ -179,7 +203,7 @@ def _refusal(answer: Answer, headers: dict[str, str]) -> Reply:
     error = error_of(raw, status)
     try:
         is_envelope = json.loads(raw)["error"].items() == error.items()
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         is_envelope = False
     if not is_envelope:
         raw = json.dumps({"error": error}, ensure_ascii=False).encode()
@@ -197,13 +221,17 @@ def check_expiry(upload: Upload, shortest: int, longest: int, provider: str) -> 
         )
 
 
+def _is_gone(answer: Any) -> bool:
+    return str(answer.get("status", "")).lower() in ("deleting", "deleted")
+
+
 def _seconds(value: Any) -> int | None:
-    """Unix seconds from a number or from the ISO text that Azure sometimes writes."""
-    if isinstance(value, bool) or value is None:
-        return None
-    if isinstance(value, int | float):
-        return int(value)
-    try:
-        return int(dt.datetime.fromisoformat(str(value)).timestamp())
-    except ValueError:
-        return None
+    """Unix seconds from a number or from the ISO text that Azure sometimes writes, in UTC."""
+    if isinstance(value, str):
+        try:
+            moment = dt.datetime.fromisoformat(value)
+        except ValueError:
+            return None
+        value = (moment if moment.tzinfo else moment.replace(tzinfo=dt.UTC)).timestamp()
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return int(value) if is_number and 0 <= value <= _LAST_SECOND else None

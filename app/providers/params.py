@@ -1,5 +1,6 @@
 """What several providers' parameters have in common."""
 
+import re
 from urllib.parse import urlsplit
 
 from marshmallow import ValidationError
@@ -15,3 +16,12 @@ def is_address(url: str) -> None:
         is_good = False
     if not is_good or found.query or found.fragment:
         raise ValidationError("must be an address like http://host:8000/v1")
+
+
+def is_header_text(text: str) -> None:
+    """Check a credential. Raises ValidationError, without showing it, for what no header takes."""
+    # A secret that was read from a file often ends with that file's line end.
+    if not re.fullmatch(r"[!-~]([ -~]*[!-~])?", text):
+        raise ValidationError(
+            "must be printable ASCII without blanks or line ends around it, and not empty"
+        )

@@ -91,11 +91,17 @@ class Provider:
         """Every file of the account, all pages, in the provider's own order."""
         raise self._unsupported(Operation.FILES)
 
-    def content(self, file_id: str, byte_range: str | None = None) -> Download:
+    def content(
+        self,
+        file_id: str,
+        byte_range: str | None = None,
+        cancellation: Cancellation | None = None,
+    ) -> Download:
         """The bytes, or those that `byte_range` (a Range header's value) names.
 
-        A holder that cannot give parts gives the whole. Raises NotFound, RangeNotSatisfiable,
-        ContentNotAvailable.
+        A holder that cannot give parts gives the whole. A cancel wakes up the wait for the answer
+        and for every byte of it; the bytes then end with UpstreamError. Raises NotFound,
+        RangeNotSatisfiable, ContentNotAvailable.
         """
         raise self._unsupported(Operation.FILES)
 

@@ -4,11 +4,13 @@ import io
 import json
 import os
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from functools import partial
 from http.cookiejar import DefaultCookiePolicy
-from typing import Any, TypedDict
+from typing import Any, Self, TypedDict
 
 import requests
 import urllib3
@@ -153,13 +155,18 @@ class Upstream:
     def _failure(self, error: Exception) -> UpstreamError:
         facts = self._facts()
         name = self._deployment.provider
+        reason = _reason(error)
         if isinstance(error, requests.ConnectTimeout):
             return UpstreamTimeout(f"{name} did not accept the connection", retryable=True, **facts)
-        if isinstance(error, requests.Timeout | urllib3.exceptions.TimeoutError):
+        if isinstance(reason, urllib3.exceptions.NewConnectionError):
+            return UpstreamError(f"{name} could not be reached", retryable=True, **facts)
+        if isinstance(reason, requests.Timeout | urllib3.exceptions.TimeoutError):
             return UpstreamTimeout(f"{name} did not answer in time", **facts)
-        unreachable = isinstance(error, requests.ConnectionError) and _never_connected(error)
-        what = "could not be reached" if unreachable else "broke the connection"
-        return UpstreamError(f"{name} {what}", retryable=unreachable, **facts)
+        if isinstance(error, requests.exceptions.SSLError) and _is_untrusted(reason):
+            return UpstreamError(
+                f"{name} has a certificate that is not trusted", retryable=True, **facts
+            )
+        return UpstreamError(f"{name} broke the connection", **facts)
 
     def _object(self, answer: requests.Response) -> dict[str, Any]:
         raw = self._read(answer)
@@ -167,7 +174,7 @@ class Upstream:
             return {}
         try:
             value = json.loads(raw)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise self._nonsense() from error
         if not isinstance(value, dict):
             raise self._nonsense()
@@ -226,13 +233,15 @@ class Answer:
         self.response = response
         self.status = response.status_code
         self.headers = response.headers
+        # We ask for "identity"; some servers pack their answers all the same.
+        self._is_packed = "content-encoding" in response.headers
         self._failure = failure
 
     @property
     def length(self) -> int | None:
-        """Content-Length, None when the body is chunked or ends with the connection."""
+        """How long the body is, None when it is chunked, packed, or ends with the connection."""
         length = self.headers.get("content-length", "")
-        return int(length) if length.isdigit() else None
+        return int(length) if length.isdigit() and not self._is_packed else None
 
     def chunks(self) -> Iterator[bytes]:
         """The body as it arrives, in pieces of at most CHUNK_BYTES, none held back.
@@ -240,7 +249,8 @@ class Answer:
         Raises UpstreamError when it ends before its time.
         """
         try:
-            while chunk := self.response.raw.read1(CHUNK_BYTES):
+            read = self.response.raw.read1
+            while chunk := read(CHUNK_BYTES, decode_content=self._is_packed):
                 yield chunk
         except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
             raise self._failure(error) from error
@@ -269,22 +279,29 @@ def error_of(raw: bytes, status: int) -> dict[str, Any]:
     """
     try:
         value = json.loads(raw)
-    except ValueError:
+    except (ValueError, RecursionError):
         value = None
     error = value.get("error", value) if isinstance(value, dict) else None
     if isinstance(error, str):
         error = {"message": error}
-    if not isinstance(error, dict) or not isinstance(error.get("message"), str):
-        error = {"message": f"the upstream answered with status {status}"}
-    code = error.get("code")
-    param = error.get("param")
+    if not isinstance(error, dict):
+        error = {}
+    message = next(
+        (text for key in ("message", "detail") if isinstance(text := error.get(key), str)), ""
+    )
+    kind, param, code = (error.get(key) for key in ("type", "param", "code"))
     return {
         **error,
-        "message": error["message"],
-        "type": error["type"] if isinstance(error.get("type"), str) else _type_of(status),
-        "param": param if isinstance(param, str) else None,
-        "code": None if code is None else str(code),
+        "message": clean(message) or f"the upstream answered with status {status}",
+        "type": clean(kind) if isinstance(kind, str) else _type_of(status),
+        "param": clean(param) if isinstance(param, str) else None,
+        "code": clean(str(code)) if isinstance(code, str | int) else None,
     }
+
+
+def clean(text: str) -> str:
+    """The text without what neither a database nor UTF-8 takes: NUL and half surrogate pairs."""
+    return text.replace("\0", "").encode("utf-8", "replace").decode()
 
 
 def _type_of(status: int) -> str:
@@ -297,14 +314,36 @@ def _only(headers: Headers, names: tuple[str, ...]) -> dict[str, str]:
     return {name: headers[name] for name in names if name in headers}
 
 
-def _never_connected(error: requests.ConnectionError) -> bool:
-    reason: Any = error.args[0] if error.args else None
-    reason = getattr(reason, "reason", reason)
-    return isinstance(reason, urllib3.exceptions.NewConnectionError)
+def _reason(error: Exception) -> Any:
+    """What is behind an error of requests; of urllib3, once its tries have come to their end."""
+    reason = error.args[0] if isinstance(error, requests.ConnectionError) and error.args else error
+    return getattr(reason, "reason", reason)
+
+
+def _is_untrusted(reason: Any) -> bool:
+    """Whether a connection ended at the server's certificate, before a request was sent."""
+    return any(isinstance(cause, ssl.SSLCertVerificationError) for cause in reason.args)
+
+
+class _Retry(Retry):
+    """Retry that ends with a cancel, and takes no Retry-After of another form for a breakdown."""
+
+    def increment(self, *args: Any, **named: Any) -> Self:
+        cancellation: Cancellation | None = getattr(_this_thread, "cancellation", None)
+        tries = self
+        if cancellation is not None and cancellation.is_cancelled:
+            tries = self.new(total=0)
+        return Retry.increment(tries, *args, **named)
+
+    def parse_retry_after(self, retry_after: str) -> float:
+        try:
+            return super().parse_retry_after(retry_after)
+        except urllib3.exceptions.InvalidHeader:
+            return 0.0
 
 
 def _retry(total: int, *, status: tuple[int, ...] = (), read: int = 0, other: int = 0) -> Retry:
-    return Retry(
+    return _Retry(
         total=total,
         connect=total,
         read=read,
@@ -325,31 +364,35 @@ def _retry(total: int, *, status: tuple[int, ...] = (), read: int = 0, other: in
 _this_thread = threading.local()
 
 
-def _register(connection: HTTPConnection) -> None:
-    """Let a cancel of this thread's request shut the socket that it is about to wait on."""
-    cancellation: Cancellation | None = getattr(_this_thread, "cancellation", None)
-    sock = connection.sock
-    if cancellation is None or sock is None:
-        return
-
-    def wake() -> None:
-        with suppress(OSError):
-            # Not the method of an SSL socket, which would take the reader's state away from it.
-            socket.socket.shutdown(sock, socket.SHUT_RDWR)
-
-    cancellation.then(wake)
-
-
 class _Connection(HTTPConnection):
+    """A connection that a cancel of the request which it carries, and of no other, shuts."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._lock = threading.Lock()
+        self._carried: Cancellation | None = None
+
+    def request(self, *args: Any, **kwargs: Any) -> None:
+        with self._lock:
+            self._carried = getattr(_this_thread, "cancellation", None)
+        super().request(*args, **kwargs)
+
     def getresponse(self) -> Any:
-        _register(self)
+        if self._carried is not None and self.sock is not None:
+            # Taken now: http.client forgets the socket of an answer that ends with the connection.
+            self._carried.then(partial(self._shut, self._carried, self.sock))
         return super().getresponse()
 
+    def _shut(self, cancellation: Cancellation, sock: socket.socket) -> None:
+        with self._lock, suppress(OSError):
+            # A body that was read to its end has given the connection back: it may be another's.
+            if self._carried is cancellation:
+                # Not the method of an SSL socket, which would take the reader's state away from it.
+                socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
-class _TLSConnection(HTTPSConnection):
-    def getresponse(self) -> Any:
-        _register(self)
-        return super().getresponse()
+
+class _TLSConnection(_Connection, HTTPSConnection):
+    pass
 
 
 class _Pool(HTTPConnectionPool):

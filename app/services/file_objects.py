@@ -2,6 +2,7 @@
 
 import datetime as dt
 from collections.abc import Sequence
+from typing import Any
 
 from app.db.tables import Copy, File
 from app.objects import FileObject
@@ -70,7 +71,7 @@ def copy_object(copy: Copy, *, in_full: bool) -> dict[str, object]:
     return shown
 
 
-def copy_facts(stored: StoredFile) -> dict[str, object]:
+def copy_facts(stored: StoredFile) -> dict[str, Any]:
     """What a provider tells of a file, as columns of its copy."""
     state = {"processed": "ready", "uploaded": "stored", "error": "missing"}[stored.status]
     expires = stored.expires_at

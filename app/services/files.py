@@ -8,19 +8,22 @@ be finished or taken back. No transaction is open while an upstream is waited fo
 import datetime as dt
 import logging
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from app import ids
 from app.db import files as rows
 from app.db.engine import Database
 from app.db.tables import Copy, File, now
 from app.errors import (
+    Conflict,
     ContentNotAvailable,
     DatabaseUnavailable,
     DeleteIncomplete,
     GatewayError,
+    InvalidRequest,
     NotFound,
     RangeNotSatisfiable,
     UpstreamError,
@@ -38,10 +41,10 @@ from app.services.file_objects import (
     status_of,
     stored_object,
 )
-from app.services.lookup import READABLE, Held, Lookup, Unrecorded
+from app.services.lookup import Held, Lookup, Unrecorded
 from app.services.router import Hints, Route, Router, Way
 from app.settings import Settings
-from app.transfers import Download, Upload
+from app.transfers import Cancellation, Download, Upload
 
 T = TypeVar("T")
 
@@ -133,11 +136,18 @@ class Files:
         moment = now()
         file_uuid = ids.new_uuid()
         expiry = upload.expires_after
+        public_id = None
+        if way.kind == "unified":
+            public_id = ids.encode_unified(upload.mime_type, file_uuid, way.names)
+            if not ids.is_raw(public_id):
+                raise InvalidRequest(
+                    f"{len(way.names)} target model names make an id of {len(public_id)} "
+                    f"characters; {ids.MAX_ID_LENGTH} are allowed",
+                    param="target_model_names",
+                )
         file = File(
             id=file_uuid,
-            public_id=ids.encode_unified(upload.mime_type, file_uuid, way.names)
-            if way.kind == "unified"
-            else None,
+            public_id=public_id,
             kind=way.kind,
             owner=caller.owner,
             filename=upload.filename,
@@ -185,7 +195,8 @@ class Files:
                 rows.record_copy(session, copy_id, **copy_facts(stored))
         except DatabaseUnavailable:
             # Nobody would know of this copy: take it back now, the intent stays for later.
-            provider.delete(stored.id)
+            with suppress(GatewayError):
+                provider.delete(stored.id)
             raise
         return stored
 
@@ -210,18 +221,23 @@ class Files:
         file.status, file.status_details = status_of(copies)
         file.expires_at = file.expires_at or last_expiry(copies)
         with self._database.write() as session:
-            for copy in copies:
-                if copy.id in failed:
-                    rows.record_copy(session, copy.id, state=copy.state, last_error=copy.last_error)
-            rows.record_file(
+            is_wanted = rows.record_file(
                 session,
                 file.id,
+                was="uploading",
                 public_id=file.public_id,
                 state=file.state,
                 status=file.status,
                 status_details=file.status_details,
                 expires_at=file.expires_at,
             )
+            for copy in copies:
+                if copy.id in failed:
+                    rows.record_copy(session, copy.id, state=copy.state, last_error=copy.last_error)
+        if not is_wanted:
+            # Its owner was deleted meanwhile, and his files with him.
+            self._delete_everywhere(Held(file, tuple(copies)))
+            raise Conflict("the file was deleted while it was being uploaded")
         return file_object(file)
 
     @staticmethod
@@ -249,14 +265,14 @@ class Files:
         gone = {key for key, outcome in undone.items() if outcome is None}
         gone |= {key for key, error in failed.items() if _is_certain(error)}
         with self._database.write() as session:
+            if len(gone) == len(planned):
+                rows.drop_file(session, file.id)
+                return
+            rows.record_file(session, file.id, state="failed")
+            rows.drop_copies(session, gone)
             for key, outcome in undone.items():
                 if outcome is not None:
                     rows.record_copy(session, key, state="deleting", last_error=outcome.message)
-            if len(gone) == len(planned):
-                rows.drop_file(session, file.id)
-            else:
-                rows.drop_copies(session, gone)
-                rows.record_file(session, file.id, state="failed")
 
     # Look
 
@@ -280,11 +296,17 @@ class Files:
         return answer
 
     def content(
-        self, caller: Caller, file_id: str, hints: Hints, byte_range: str | None = None
+        self,
+        caller: Caller,
+        file_id: str,
+        hints: Hints,
+        byte_range: str | None = None,
+        cancellation: Cancellation | None = None,
     ) -> Content:
         """The bytes from a copy that gives them, the next one when a copy fails before its first.
 
-        Raises ContentNotAvailable or the last upstream's error when none does.
+        Raises ContentNotAvailable or the last upstream's error when none does, NotFound when all
+        of them have lost it.
         """
         found = self._lookup.resolve(caller, file_id, hints)
         if isinstance(found, Unrecorded):
@@ -292,7 +314,7 @@ class Files:
             return self._first(
                 self._lookup.accounts(caller, found, hints),
                 lambda route: Content(
-                    _opened(route.provider.content(raw, byte_range)),
+                    _opened(route.provider.content(raw, byte_range, cancellation)),
                     raw,
                     "application/octet-stream",
                     None,
@@ -303,17 +325,22 @@ class Files:
         last: GatewayError | None = None
         for copy, route in self._readable(found):
             try:
-                download = route.provider.content(copy.deployment_file_id or "", byte_range)
-                opened = _opened(download)
+                stored_id = copy.deployment_file_id or ""
+                opened = _opened(route.provider.content(stored_id, byte_range, cancellation))
             except RangeNotSatisfiable:
                 raise
+            except NotFound:
+                last = last or NotFound(f"the file {file_id} is gone at its upstream", param="id")
+                continue
             except GatewayError as error:
+                if cancellation is not None and cancellation.is_cancelled:
+                    raise
                 last = error
                 if isinstance(error, UpstreamError) and error.retryable:
                     self._router.rest(route.deployment.id)
                 continue
             return Content(opened, file.filename, file.mime_type, file.bytes, route.deployment.id)
-        if last is not None and not isinstance(last, NotFound):
+        if last is not None:
             raise last
         raise ContentNotAvailable(f"no copy of the file {file_id} can be read now", param="id")
 
@@ -327,9 +354,10 @@ class Files:
         found = self._lookup.resolve(caller, file_id, hints, deleting=True)
         if isinstance(found, Unrecorded):
             raw = found.raw
-            accounts = self._lookup.accounts(caller, found, hints)
-            self._first(accounts, lambda route: route.provider.retrieve(raw))
-            self._first(accounts, lambda route: route.provider.delete(raw))
+            self._first(
+                self._lookup.accounts(caller, found, hints),
+                lambda route: _delete_known(route.provider, raw),
+            )
         else:
             remaining = self._delete_everywhere(found)
             if remaining:
@@ -362,6 +390,8 @@ class Files:
         remaining = [copy for copy in known if outcomes[copy.id] is not None]
         moment = now()
         with self._database.write() as session:
+            if not remaining:
+                rows.record_file(session, held.file.id, state="deleted")
             for copy in known:
                 outcome = outcomes[copy.id]
                 if outcome is None:
@@ -369,7 +399,6 @@ class Files:
                 else:
                     rows.record_copy(session, copy.id, last_error=outcome.message)
             if not remaining:
-                rows.record_file(session, held.file.id, state="deleted")
                 rows.drop_tombstones(session, moment - TOMBSTONE_AGE, _SWEEP_AT_ONCE)
         return remaining
 
@@ -392,8 +421,7 @@ class Files:
         return ask(accounts[-1])
 
     def _readable(self, held: Held) -> Iterator[tuple[Copy, Route]]:
-        copies = [c for c in held.copies if c.state in READABLE and c.deployment_file_id]
-        for copy in self._router.order(copies, lambda copy: copy.deployment_id):
+        for copy in self._router.order(held.readable, lambda copy: copy.deployment_id):
             route = self._router.by_id(copy.deployment_id)
             if route is not None:
                 yield copy, route
@@ -403,7 +431,7 @@ class Files:
         waiting = [c for c in held.copies if c.state == "stored" and c.deployment_file_id]
         if not waiting:
             return held
-        changed: dict[str, dict[str, object]] = {}
+        changed: dict[str, dict[str, Any]] = {}
         for copy in waiting:
             route = self._router.by_id(copy.deployment_id)
             if route is None:
@@ -421,15 +449,21 @@ class Files:
                 setattr(copy, name, value)
         held.file.status, held.file.status_details = status_of(held.copies)
         with self._database.write() as session:
-            for copy_id, values in changed.items():
-                rows.record_copy(session, copy_id, **values)
             rows.record_file(
                 session,
                 held.file.id,
                 status=held.file.status,
                 status_details=held.file.status_details,
             )
+            for copy_id, values in changed.items():
+                rows.record_copy(session, copy_id, was="stored", **values)
         return held
+
+
+def _delete_known(provider: Provider, raw: str) -> None:
+    """Delete a file that the provider has; for one that it has not, deleting says nothing."""
+    provider.retrieve(raw)
+    provider.delete(raw)
 
 
 def _is_certain(error: GatewayError) -> bool:

@@ -4,17 +4,24 @@ The body passes through byte for byte except its model and its file ids.
 """
 
 import logging
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 from app import json_spans
-from app.errors import FileNotAvailable, GatewayError, InvalidRequest, UpstreamAuthFailed
+from app.errors import (
+    FileNotAvailable,
+    GatewayError,
+    InvalidRequest,
+    ModelAccessDenied,
+    UpstreamAuthFailed,
+)
 from app.json_spans import Document, Span
 from app.providers.protocol import Operation
 from app.services.access import Caller
-from app.services.lookup import READABLE, Held, Lookup, Unrecorded
+from app.services.lookup import Held, Lookup, Unrecorded
 from app.services.router import Hints, Route, Router, Selector
 from app.transfers import Cancellation, Reply
 
@@ -45,6 +52,7 @@ FILE_ID_PATHS: tuple[json_spans.Path, ...] = (
     ("tools", "*", "code_interpreter", "container", "file_ids", "*"),
     ("tools", "*", "input_image_mask", "file_id"),
     ("tool_resources", "code_interpreter", "file_ids", "*"),
+    ("prompt", "variables", "*", "file_id"),
 )
 """Every place where OpenAI's inference API takes a file id.
 
@@ -56,7 +64,8 @@ _STREAM = ("stream",)
 _OWN_KEYS = ("custom_llm_provider", "provider", "target_model_names")
 READ_PATHS = (_MODEL, _STREAM, *((key,) for key in _OWN_KEYS), *FILE_ID_PATHS)
 
-_MOVE_ON = frozenset({408, 429, 500, 502, 503, 504, 529})
+_MOVE_ON = frozenset({408, 429})
+"""Refusals beside all of 500 and above after which another deployment is tried."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +126,8 @@ class Inference:
         spans = [span for span in document.at(FILE_ID_PATHS) if span.value is not None]
         attached = self._attach(caller, spans, candidates)
         holders = _holders(candidates, attached.values(), selector.model or "")
+        # One that cannot answer for certain is asked only when all of them cannot.
+        holders = [r for r in holders if operation in r.provider.operations] or holders
         ordered = self._router.order(holders, lambda route: route.deployment.id)
         request = _Request(operation, document, spans, attached, cancellation)
         for route in ordered[:-1]:
@@ -138,8 +149,11 @@ class Inference:
             return self._router.routes(selector.model, caller)
         account = self._router.account(selector.provider)
         if not caller.may_use(selector.model, [f"{selector.provider}/{selector.model}"]):
-            # Raised by the router in its own words for a name that nobody may take by this way.
-            return self._router.routes(selector.model, caller)
+            raise ModelAccessDenied(
+                f"this key may not use the model {selector.model!r:.200} "
+                f"of the provider {selector.provider!r}",
+                param="model",
+            )
         return (replace(account, upstream_model=selector.model),)
 
     def _attach(
@@ -190,10 +204,13 @@ class Inference:
             if is_last:
                 raise
             return None
-        reply = replace(reply, close=_once(reply.close, lambda: self._router.end(deployment_id)))
-        if reply.status in _MOVE_ON:
+        except BaseException:
+            self._router.end(deployment_id)
+            raise
+        reply = replace(reply, close=_once(lambda: self._router.end(deployment_id), reply.close))
+        if reply.status in _MOVE_ON or reply.status >= 500:
             self._router.rest(deployment_id, _retry_after(reply))
-            if not is_last:
+            if not is_last and not request.cancellation.is_cancelled:
                 reply.close()
                 return None
         if reply.status in (401, 403):
@@ -216,12 +233,8 @@ _NO_HINTS = Hints()
 
 
 def _attached(handed: str, found: Held) -> _Attached:
-    held = {
-        copy.deployment_id: copy.deployment_file_id
-        for copy in found.copies
-        if copy.deployment_file_id and copy.state in READABLE
-    }
-    at = (copy.model_name or copy.provider for copy in found.copies if copy.deployment_id in held)
+    held = {copy.deployment_id: copy.deployment_file_id or "" for copy in found.readable}
+    at = (copy.model_name or copy.provider for copy in found.readable)
     return _Attached(handed, held, tuple(dict.fromkeys(at)))
 
 
@@ -285,34 +298,41 @@ def _handed_back(reply: Reply, handed_by_raw: Mapping[str, str]) -> Reply:
     """The reply with the provider's file ids turned back into the caller's."""
     if not handed_by_raw or all(raw == handed for raw, handed in handed_by_raw.items()):
         return reply
-    pairs = [(raw.encode(), handed.encode()) for raw, handed in handed_by_raw.items()]
-    # A longer id may begin with a shorter one.
-    pairs.sort(key=lambda pair: len(pair[0]), reverse=True)
+    pairs = {raw.encode(): handed.encode() for raw, handed in handed_by_raw.items()}
+    # A longer id may begin with a shorter one, and neither is a part of a third.
+    either = b"|".join(re.escape(raw) for raw in sorted(pairs, key=len, reverse=True))
+    pattern = re.compile(b"(?:" + either + rb")(?![\w-])")
 
     def swapped(text: bytes) -> bytes:
-        for raw, handed in pairs:
-            text = text.replace(raw, handed)
-        return text
+        return pattern.sub(lambda found: pairs[found[0]], text)
 
-    def whole_lines() -> Iterator[bytes]:
-        # Events end with a newline, so nothing is held back but a piece that is not whole yet. A
-        # plain JSON answer is one line.
+    def chunks() -> Iterator[bytes]:
+        # Only what may be the beginning of an id is held back; an event ends with a newline.
         rest = b""
         for chunk in reply.chunks:
-            head, newline, tail = (rest + chunk).rpartition(b"\n")
-            rest = tail
-            if newline:
-                yield swapped(head + newline)
+            text = rest + chunk
+            cut = len(text) - max(_begun_at_end(text, raw) for raw in pairs)
+            rest = text[cut:]
+            if cut:
+                yield swapped(text[:cut])
         if rest:
             yield swapped(rest)
 
     headers = {k: v for k, v in reply.headers.items() if k.lower() != "content-length"}
-    return replace(reply, headers=headers, chunks=whole_lines())
+    return replace(reply, headers=headers, chunks=chunks())
+
+
+def _begun_at_end(text: bytes, raw: bytes) -> int:
+    """How many bytes of `raw` stand at the end of `text`."""
+    lengths = range(min(len(text), len(raw)), 0, -1)
+    return next((length for length in lengths if text.endswith(raw[:length])), 0)
 
 
 def _retry_after(reply: Reply) -> float | None:
     with suppress(ValueError):
-        return float(reply.headers.get("Retry-After", ""))
+        seconds = float(reply.headers.get("Retry-After", ""))
+        if seconds >= 0:  # Not so for "nan".
+            return seconds
     return None
 
 

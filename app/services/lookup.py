@@ -23,6 +23,18 @@ class Held:
     file: File
     copies: tuple[Copy, ...]
 
+    @property
+    def readable(self) -> list[Copy]:
+        """The copies that their upstream has, for all that is known."""
+        moment = now()
+        return [
+            copy
+            for copy in self.copies
+            if copy.deployment_file_id
+            and copy.state in READABLE
+            and (copy.expires_at is None or copy.expires_at > moment)
+        ]
+
 
 @dataclass(frozen=True)
 class Unrecorded:
@@ -72,7 +84,9 @@ class Lookup:
             return held
         if meaning is None or isinstance(meaning, ids.UnifiedId):
             raise _unknown(file_id)
-        if not (caller.is_admin or self._settings.allow_unrecorded_ids):
+        if not caller.is_admin and not (
+            self._settings.allow_unrecorded_ids and self._is_unheard_of(meaning.raw)
+        ):
             raise _unknown(file_id)
         if not ids.is_raw(meaning.raw):
             raise _unknown(file_id)
@@ -109,6 +123,12 @@ class Lookup:
                     return None
             return Held(file, tuple(rows.copies_of(session, [file.id])))
 
+    def _is_unheard_of(self, raw: str) -> bool:
+        """Whether no row has this provider's id: an account may have several model names, and
+        under none of them is a file that has an owner free for everybody."""
+        with self._database.read() as session:
+            return not rows.by_deployment_file_id(session, raw)
+
     def _choose(
         self,
         caller: Caller,
@@ -120,7 +140,12 @@ class Lookup:
         exact = [file for file in found if file.public_id == asked.file_id]
         if isinstance(asked.meaning, ids.EncodedId) and not exact:
             accounts = self._router.accounts_of(asked.meaning.model)
-            there = {c.file_id for c in copies if c.deployment_id in accounts}
+            raw = asked.meaning.raw
+            there = {
+                c.file_id
+                for c in copies
+                if c.deployment_id in accounts and c.deployment_file_id == raw
+            }
             found = [file for file in found if file.id in there]
         candidates = exact or found
         alive = [file for file in candidates if file.state != "deleted"]

@@ -1,18 +1,17 @@
 """Which deployments serve a model name, and which one takes this request."""
 
 import random
+import re
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Literal, TypeVar
 
 from app.errors import (
     AmbiguousRouting,
-    InvalidRequest,
     ModelAccessDenied,
     RoutingRequired,
     UnknownModel,
@@ -25,6 +24,9 @@ from app.settings import Deployment, Settings
 T = TypeVar("T")
 
 Kind = Literal["unified", "encoded", "raw"]
+
+# Names that an id, a row and a request body can hold.
+_NAME = re.compile(r"[^\x00-\x1f\x7f\ud800-\udfff*,;]{1,255}")
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,8 @@ class Hints:
         """The one selector of the request. Raises AmbiguousRouting naming two that disagree."""
         by_kind: dict[str, tuple[str, tuple[str, ...]]] = {}
         for place, kind, values in self._found:
+            if kind != "target_model_names" and len(values) > 1:
+                raise AmbiguousRouting(f"{kind} is {_text(values)} in the {place}", param=kind)
             earlier = by_kind.setdefault(kind, (place, values))
             if set(earlier[1]) != set(values):
                 raise AmbiguousRouting(
@@ -78,7 +82,7 @@ class Hints:
 
 
 def _text(values: Sequence[str]) -> str:
-    return repr(", ".join(values))
+    return repr(", ".join(values))[:200]
 
 
 @dataclass(frozen=True)
@@ -130,22 +134,18 @@ class Router:
         A wildcard is no name; of what it covers, the names on the caller's own list are shown.
         """
         plain = dict.fromkeys(d.model_name for d in self._deployments if not d.is_wildcard)
-        patterns = [d.model_name for d in self._deployments if d.is_wildcard and d.model_name]
         listed = (*caller.key_models, *caller.user_models)
-        covered = (
-            name
-            for name in listed
-            if "*" not in name and any(fnmatchcase(name, pattern) for pattern in patterns)
-        )
+        covered = (name for name in listed if any(_covers(d, name) for d in self._deployments))
         names = dict.fromkeys(name for name in (*plain, *covered) if name is not None)
-        return [name for name in names if self._allowed(name, self._routes(name), caller)]
+        return [name for name in names if self._is_usable(name, caller)]
 
     def routes(self, name: str, caller: Caller) -> tuple[Route, ...]:
         """The deployments behind a model name. Raises UnknownModel, ModelAccessDenied."""
         routes = self._routes(name)
         if not routes:
             raise UnknownModel(
-                f"the model {name!r} does not exist; GET /v1/models lists what this key may use",
+                f"the model {name!r:.200} does not exist; "
+                "GET /v1/models lists what this key may use",
                 param="model",
             )
         if not self._allowed(name, routes, caller):
@@ -159,7 +159,7 @@ class Router:
                 return self._route(deployment, None)
         known = ", ".join(sorted({d.provider for d in self._accounts})) or "none"
         raise UnknownProvider(
-            f"no provider {provider!r} in files_settings; configured: {known}",
+            f"no provider {provider!r:.200} in files_settings; configured: {known}",
             param="custom_llm_provider",
         )
 
@@ -177,11 +177,9 @@ class Router:
             return Way("raw", (), (self.account(selector.provider),))
         if self._settings.default_target_model_names:
             names = self._settings.default_target_model_names
-            usable = [
-                n for n in names if (found := self._routes(n)) and self._allowed(n, found, caller)
-            ]
+            usable = [name for name in names if self._is_usable(name, caller)]
             return self._managed(usable or names, caller)
-        return Way("raw", (), (self._default_account(),))
+        return Way("raw", (), (self._default_account(caller),))
 
     def by_id(self, deployment_id: str) -> Route | None:
         """The deployment with this id, None when the configuration has it no more."""
@@ -252,19 +250,17 @@ class Router:
     def _managed(self, names: Sequence[str], caller: Caller) -> Way:
         routes: dict[str, Route] = {}
         for name in dict.fromkeys(names):
-            if "," in name or ";" in name:
-                raise InvalidRequest(f"{name!r} is not a model name", param="target_model_names")
             routes.update((route.deployment.id, route) for route in self.routes(name, caller))
         return Way("unified", tuple(dict.fromkeys(names)), tuple(routes.values()))
 
-    def _default_account(self) -> Route:
+    def _default_account(self, caller: Caller) -> Route:
         accounts = self._accounts
         chosen = next((d for d in accounts if d.is_default), None)
         if chosen is None and len(accounts) == 1:
             chosen = accounts[0]
         chosen = chosen or next((d for d in accounts if d.provider == "openai"), None)
         if chosen is None:
-            models = ", ".join(dict.fromkeys(d.model_name or "" for d in self._deployments))
+            models = ", ".join(self.model_names(caller))
             providers = ", ".join(dict.fromkeys(d.provider for d in self._accounts))
             raise RoutingRequired(
                 "name where this should go: target_model_names or model "
@@ -274,7 +270,7 @@ class Router:
         return self._route(chosen, None)
 
     def _routes(self, name: str) -> tuple[Route, ...]:
-        if "*" in name:
+        if not _NAME.fullmatch(name):
             return ()
         exact = [d for d in self._deployments if d.model_name == name]
         exact = exact or [
@@ -282,21 +278,34 @@ class Router:
         ]
         if exact:
             return tuple(self._route(d, d.model_name) for d in exact)
-        return tuple(
-            self._route(d, name)
-            for d in self._deployments
-            if d.is_wildcard and d.model_name and fnmatchcase(name, d.model_name)
-        )
+        covering = [d for d in self._deployments if _covers(d, name)]
+        nearest = max((_prefix(d) for d in covering), key=len, default="")
+        return tuple(self._route(d, name) for d in covering if _prefix(d) == nearest)
 
     def _route(self, deployment: Deployment, model_name: str | None) -> Route:
         upstream_model = deployment.upstream_model
-        if "*" in upstream_model and model_name is not None and deployment.model_name:
-            prefix = deployment.model_name.partition("*")[0]
-            upstream_model = upstream_model.replace("*", model_name.removeprefix(prefix), 1)
+        if "*" in upstream_model and model_name is not None:
+            rest = model_name.removeprefix(_prefix(deployment))
+            upstream_model = upstream_model.replace("*", rest, 1)
         provider = self._providers[deployment.id]
         return Route(deployment, provider, model_name, upstream_model)
+
+    def _is_usable(self, name: str, caller: Caller) -> bool:
+        routes = self._routes(name)
+        return bool(routes) and self._allowed(name, routes, caller)
 
     def _allowed(self, name: str, routes: Sequence[Route], caller: Caller) -> bool:
         public = {route.model_name for route in routes if route.model_name} or {name}
         qualified = [f"{r.deployment.provider}/{r.upstream_model}" for r in routes]
         return all(caller.may_use(each, qualified) for each in public)
+
+
+def _covers(deployment: Deployment, name: str) -> bool:
+    """Whether a wildcard deployment serves a name; the star stands for one character or more."""
+    prefix = _prefix(deployment)
+    is_under = name.startswith(prefix) and len(name) > len(prefix)
+    return deployment.is_wildcard and is_under and "*" not in name
+
+
+def _prefix(deployment: Deployment) -> str:
+    return (deployment.model_name or "").partition("*")[0]
