@@ -63,7 +63,10 @@ def open_database(settings: Settings) -> Database:
             settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError([f"data_dir: {settings.data_dir}: {error.strerror}"]) from error
-    return connect(settings.resolved_database_url, pool_size=1)
+    database = connect(settings.resolved_database_url, pool_size=1)
+    if database.engine.dialect.name == "sqlite" and not database.engine.url.database:
+        raise ConfigError(["database_url: a database in memory is not shared by the workers"])
+    return database
 
 
 def explain(error: ConfigError) -> None:

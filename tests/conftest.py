@@ -2,14 +2,16 @@
 
 import os
 import uuid
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import text
 
+from app import ids
 from app.db import migrate
 from app.db.engine import Database, connect
 from app.db.tables import Base
@@ -59,37 +61,44 @@ def _emptied(database: Database) -> Database:
     return database
 
 
-@pytest.fixture(params=["memory", "file", "postgresql"])
-def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
-    """An empty database with all tables, of each kind."""
-    if request.param == "postgresql":
-        yield _emptied(request.getfixturevalue("migrated_postgres"))
-        return
-    database = connect("sqlite://" if request.param == "memory" else f"sqlite:///{tmp_path}/m.db")
+@contextmanager
+def _sqlite(url: str) -> Iterator[Database]:
+    database = connect(url)
     Base.metadata.create_all(database.engine)
     yield database
     database.engine.dispose()
+
+
+@pytest.fixture(params=["memory", "postgresql"])
+def database(request: pytest.FixtureRequest) -> Database:
+    """An empty database with all tables, of each kind."""
+    if request.param == "memory":
+        made: Database = request.getfixturevalue("memory")
+        return made
+    return _emptied(request.getfixturevalue("migrated_postgres"))
 
 
 @pytest.fixture(params=["file", "postgresql"])
-def served_database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
-    """An empty database that several threads read and write at once; one in memory cannot."""
-    if request.param == "postgresql":
-        yield _emptied(request.getfixturevalue("migrated_postgres"))
-        return
-    database = connect(f"sqlite:///{tmp_path}/m.db")
-    Base.metadata.create_all(database.engine)
-    yield database
-    database.engine.dispose()
+def served_database(request: pytest.FixtureRequest) -> Database:
+    """The same, when several threads read and write at once: one in memory has one connection."""
+    if request.param == "file":
+        made: Database = request.getfixturevalue("sqlite_file")
+        return made
+    return _emptied(request.getfixturevalue("migrated_postgres"))
 
 
 @pytest.fixture
 def memory() -> Iterator[Database]:
     """An empty SQLite database in memory, where the kind of database does not matter."""
-    database = connect("sqlite://")
-    Base.metadata.create_all(database.engine)
-    yield database
-    database.engine.dispose()
+    with _sqlite("sqlite://") as database:
+        yield database
+
+
+@pytest.fixture
+def sqlite_file(tmp_path: Path) -> Iterator[Database]:
+    """An empty SQLite database in a file, as a gateway without configuration has it."""
+    with _sqlite(f"sqlite:///{tmp_path}/manifold.db") as database:
+        yield database
 
 
 def make_caller(
@@ -174,7 +183,6 @@ class Gateway:
     inference: Inference
     fakes: dict[str, FakeProvider]
     clock: Clock
-    extra: dict[str, Any] = field(default_factory=dict)
 
     def way(self, caller: Caller, **selector: Any) -> Way:
         """Where a request with this selector keeps files."""
@@ -182,7 +190,7 @@ class Gateway:
 
     def upload(self, caller: Caller, content: bytes = b"content", **more: Any) -> str:
         """The id of a new file; `names`, `model` or `provider` choose the way, else `names`."""
-        selector = {k: more.pop(k) for k in ("model", "provider") if k in more}
+        selector: dict[str, Any] = {k: more.pop(k) for k in ("model", "provider") if k in more}
         names = more.pop("names", None)
         if names is not None or not selector:
             selector = {"target_model_names": tuple(names or ("a", "b"))}
@@ -203,9 +211,6 @@ class Gateway:
         return {key: n for key, n in self.router._in_flight.items() if n}
 
 
-OpenGateway = Callable[..., Gateway]
-
-
 def make_gateway(
     database: Database,
     deployments: Sequence[Deployment] = MODELS,
@@ -224,6 +229,13 @@ def make_gateway(
     lists = FileLists(database, router)
     inference = Inference(router, lookup)
     return Gateway(made, database, router, lookup, files, lists, inference, fakes, clock)
+
+
+def raw_in(file_id: str) -> str:
+    """The provider's id that an encoded id carries."""
+    found = ids.decode(file_id)
+    assert isinstance(found, ids.EncodedId)
+    return found.raw
 
 
 NO_HINTS = Hints()

@@ -109,6 +109,9 @@ class Metadata(fields.Field[dict[str, Any]]):
             raise ValidationError(f"Nested more than {_MAX_NESTING} levels deep.")
         try:
             size = len(json.dumps(value, allow_nan=False))
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise ValidationError("Holds half a surrogate pair.") from error
         except ValueError as error:
             raise ValidationError("Holds a number that is out of range.") from error
         if size > MAX_METADATA_BYTES:

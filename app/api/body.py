@@ -12,9 +12,13 @@ from app.errors import InvalidRequest, TooLarge
 MB = 1024 * 1024
 
 
-def read() -> bytes:
-    """The request's body. Raises TooLarge over `max_request_size_mb`, naming limit and size."""
-    limit = services().settings.max_request_size_mb * MB
+def read(limit: int | None = None) -> bytes:
+    """The request's body. Raises TooLarge over the limit, naming it and the size.
+
+    `limit` is in bytes, `max_request_size_mb` of the settings unless it is given.
+    """
+    if limit is None:
+        limit = services().settings.max_request_size_mb * MB
     declared = request.content_length
     if declared is not None and declared > limit:
         raise TooLarge(f"the request has {declared} bytes, {limit} bytes are allowed")
@@ -25,6 +29,11 @@ def read() -> bytes:
         raise TooLarge(f"the request has more than the {limit} bytes allowed") from error
 
 
+def json_object(limit: int | None = None) -> dict[str, Any]:
+    """The JSON object of the body. Raises InvalidRequest for anything else, TooLarge as `read`."""
+    return _parsed(read(limit))
+
+
 def optional_object() -> dict[str, Any]:
     """The JSON object that old clients and curl send with GET and DELETE, {} for none.
 
@@ -33,12 +42,19 @@ def optional_object() -> dict[str, Any]:
     if not request.content_length and "chunked" not in request.headers.get("Transfer-Encoding", ""):
         return {}
     raw = read()
-    if not raw.strip():
-        return {}
+    return _parsed(raw) if raw.strip() else {}
+
+
+def _parsed(raw: bytes) -> dict[str, Any]:
     try:
-        value = json.loads(raw)
+        value = json.loads(raw, parse_constant=_refuse_constant)
+    # A body in no known encoding is a ValueError too; a very deep one ends the parser's stack.
     except (ValueError, RecursionError) as error:
         raise InvalidRequest("the request body is not valid JSON", code="invalid_json") from error
     if not isinstance(value, dict):
         raise InvalidRequest("the request body must be a JSON object", code="invalid_json")
     return value
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")

@@ -1,5 +1,6 @@
 """/files: upload, list, retrieve, content, delete."""
 
+from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote
 
@@ -10,7 +11,7 @@ from app.api.auth import Guard, guard
 from app.api.context import caller, note, services
 from app.api.form import spooled_form
 from app.api.schemas import FileListQuery, UploadFields, expires_after, load, single_values
-from app.errors import InvalidRequest, TooLarge
+from app.errors import InvalidRequest, TooLarge, UpstreamError
 from app.objects import FileDeleted, FileObject, Page
 from app.services.files import Content
 from app.services.router import Hints
@@ -115,7 +116,12 @@ def _hints() -> Hints:
 
 def _download(found: Content, cancellation: Cancellation) -> Response:
     download = found.download
-    chunks = hangup.relayed(download.chunks, cancellation)
+    chunks, length = download.chunks, download.length
+    if length is None and not download.content_range:
+        length = found.size
+    if length is not None:
+        chunks = _exactly(length, chunks)
+    chunks = hangup.relayed(chunks, cancellation)
     response = Response(chunks, status=206 if download.content_range else 200)
     headers = response.headers
     headers["Content-Type"] = found.mime_type
@@ -124,8 +130,30 @@ def _download(found: Content, cancellation: Cancellation) -> Response:
     )
     headers["Content-Security-Policy"] = "sandbox; default-src 'none'"
     headers["Accept-Ranges"] = "bytes"
-    if download.length is not None:
-        headers["Content-Length"] = str(download.length)
+    if length is not None:
+        headers["Content-Length"] = str(length)
     if download.content_range:
         headers["Content-Range"] = download.content_range
     return response
+
+
+def _exactly(length: int, chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """The chunks, which are `length` bytes together. Raises UpstreamError when they are not.
+
+    The last of them waits for the end: a client does not see what comes behind the length that
+    was announced, and would take the beginning of a longer file for the whole.
+    """
+    rest = length
+    last = b""
+    for chunk in filter(None, chunks):
+        rest -= len(chunk)
+        if rest < 0:
+            raise UpstreamError(f"the upstream sent more than the {length} bytes of the file")
+        if rest:
+            yield chunk
+        else:
+            last = chunk
+    if rest:
+        raise UpstreamError(f"the upstream sent {rest} bytes less than the {length} of the file")
+    if last:
+        yield last

@@ -23,13 +23,15 @@ def load(schema: Schema, data: Mapping[str, Any]) -> Any:
     try:
         return schema.load(data)
     except ValidationError as error:
-        param, message = first_mistake(error.messages)
-        code = getattr(error, "code", None)
+        path, message = _first_mistake(error.messages)
         text, _, code = message.partition("\0")
-        raise InvalidRequest(f"{param}: {text}", param=param, code=code or None) from error
+        if path == "_schema":
+            raise InvalidRequest(text, code=code or None) from error
+        param = path.partition(".")[0]
+        raise InvalidRequest(f"{path}: {text}", param=param, code=code or None) from error
 
 
-def first_mistake(messages: Any) -> tuple[str, str]:
+def _first_mistake(messages: Any) -> tuple[str, str]:
     """The dotted path of the first mistake, and what it is."""
     path: list[str] = []
     while isinstance(messages, dict):
@@ -108,6 +110,8 @@ def expires_after(found: Mapping[str, list[str]]) -> ExpiresAfter | None:
         head, _, key = plain.partition(".")
         if head != "expires_after":
             continue
+        if len(set(given)) > 1:
+            raise InvalidRequest(f"{name} is given {len(given)} times", param=name)
         if not key:
             values |= _json_object(given[0])
         else:
@@ -117,16 +121,20 @@ def expires_after(found: Mapping[str, list[str]]) -> ExpiresAfter | None:
     anchor, seconds = values.get("anchor"), values.get("seconds")
     if anchor != "created_at":
         raise InvalidRequest(
-            f"expires_after.anchor must be 'created_at', not {anchor!r:.60}",
+            f"expires_after.anchor must be 'created_at', not {_shown(anchor)}",
             param="expires_after[anchor]",
         )
     whole = str(seconds) if isinstance(seconds, int | str) and not isinstance(seconds, bool) else ""
     if not (whole.isascii() and whole.isdigit() and _HOUR <= int(whole[:12]) <= _THIRTY_DAYS):
         raise InvalidRequest(
-            f"expires_after.seconds must be {_HOUR} to {_THIRTY_DAYS}, not {seconds!r:.60}",
+            f"expires_after.seconds must be {_HOUR} to {_THIRTY_DAYS}, not {_shown(seconds)}",
             param="expires_after[seconds]",
         )
     return ExpiresAfter(anchor, int(whole))
+
+
+def _shown(value: Any) -> str:
+    return "missing" if value is None else json.dumps(value, ensure_ascii=False)[:60]
 
 
 def _json_object(text: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from sqlalchemy import Engine, create_engine, event, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import (
     ArgumentError,
+    DataError,
     DBAPIError,
     IntegrityError,
     NoSuchModuleError,
@@ -19,7 +20,7 @@ from sqlalchemy.exc import (
 from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.pool import StaticPool
 
-from app.errors import ConfigError, DatabaseUnavailable
+from app.errors import ConfigError, DatabaseUnavailable, InvalidRequest
 
 BUSY_TIMEOUT_SECONDS = 30
 POOL_TIMEOUT_SECONDS = 10
@@ -137,5 +138,7 @@ def _as_unavailable() -> Iterator[None]:
         yield
     except IntegrityError:
         raise
+    except DataError as error:
+        raise InvalidRequest("a value holds what the database cannot store") from error
     except (DBAPIError, PoolTimeout) as error:
         raise DatabaseUnavailable from error

@@ -65,5 +65,5 @@ def _texts(messages: Any, cls: type[Provider]) -> Iterable[str]:
         for text in found if isinstance(found, list) else [str(found)]:
             close = difflib.get_close_matches(key, known, n=1)
             hint = f"; did you mean {close[0]!r}?" if key not in known and close else ""
-            plain = text.removesuffix(".").lower() if text == "Unknown field." else text
+            plain = text[:1].lower() + text[1:].removesuffix(".")
             yield f"litellm_params.{key}: {plain}{hint}"

@@ -9,7 +9,7 @@ from app.db import files as rows
 from app.db.engine import Database
 from app.errors import InvalidRequest, NotPermitted
 from app.objects import FileObject, Page, page
-from app.services.access import Caller
+from app.services.access import MASTER_OWNER, MASTER_USER_ID, Caller
 from app.services.file_objects import file_object, stored_object
 from app.services.router import Router, Selector, Way
 
@@ -41,7 +41,7 @@ class FileLists:
         """
         if query.user_id is not None and not caller.sees_everything:
             raise NotPermitted("only an admin may list another user's files")
-        owner = caller.owner if query.user_id is None else f"user:{query.user_id}"
+        owner = caller.owner if query.user_id is None else _owner_of(query.user_id)
         if selector == Selector():
             return self._stored(rows.Filters(owner, purpose=query.purpose), query)
         way = self._router.way(selector, caller)
@@ -101,6 +101,10 @@ class FileLists:
                 raise _unknown_cursor(query.after)
             objects = objects[places[0] + 1 :]
         return page(list(objects[: query.limit]), has_more=len(objects) > query.limit)
+
+
+def _owner_of(user_id: str) -> str:
+    return MASTER_OWNER if user_id == MASTER_USER_ID else f"user:{user_id}"
 
 
 def _unknown_cursor(after: str) -> InvalidRequest:

@@ -124,8 +124,8 @@ def make_gateway(
 
 
 @pytest.fixture
-def api_database(tmp_path: Path) -> Iterator[Database]:
-    database = connect(f"sqlite:///{tmp_path}/api.db")
+def api_database() -> Iterator[Database]:
+    database = connect("sqlite://")
     Base.metadata.create_all(database.engine)
     yield database
     database.engine.dispose()
@@ -134,6 +134,23 @@ def api_database(tmp_path: Path) -> Iterator[Database]:
 @pytest.fixture
 def gateway(tmp_path: Path, api_database: Database) -> Gateway:
     return make_gateway(tmp_path / "data", api_database)
+
+
+@pytest.fixture(scope="module")
+def still(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    """A gateway for all tests of a module that change nothing; making one takes its time."""
+    database = connect("sqlite://")
+    Base.metadata.create_all(database.engine)
+    gateway = make_gateway(tmp_path_factory.mktemp("still"), database)
+    yield gateway
+    assert gateway.calls() == 0
+    database.engine.dispose()
+
+
+@pytest.fixture(scope="module")
+def reader(still: Gateway) -> Person:
+    """Somebody who may write and has nothing."""
+    return still.person("reader")
 
 
 @pytest.fixture

@@ -69,7 +69,8 @@ def test_a_downloads_line_is_written_after_its_last_byte(alice, gateway, lines):
 
 def test_a_download_that_breaks_is_cut_off(alice, gateway, lines, monkeypatch):
     def chunks() -> Any:
-        yield b"123"
+        yield b"12"
+        yield b"3"
         raise UpstreamError("broken")
 
     monkeypatch.setattr(FakeProvider, "content", lambda *_: Download(chunks(), 5))

@@ -78,6 +78,7 @@ def test_a_file_and_its_copies_come_back(database):
     with database.read() as session:
         found = db.by_uuid(session, file.id)
         copies = db.copies_of(session, [file.id])
+    assert found is not None
     assert (found.filename, found.bytes, found.expires_at, found.target_model_names) == (
         "näme 日本.jsonl",
         5_000_000_000,
@@ -113,7 +114,7 @@ def test_a_provider_id_finds_each_of_its_files_once(database):
 
 @pytest.mark.parametrize("descending", [True, False])
 def test_no_page_loses_or_doubles_a_file(database, descending):
-    pairs = []
+    pairs: list[tuple[File, list[Copy]]] = []
     for number in range(60):
         # Five files at each moment, and a stranger's between them.
         moment = START + dt.timedelta(microseconds=number // 5)
@@ -176,7 +177,7 @@ def test_what_is_recorded_is_written_and_dated(database):
         db.record_file(session, file.id, state="deleting")
     with database.read() as session:
         [stored] = db.copies_of(session, [file.id])
-        again = db.by_uuid(session, file.id)
+        again = session.get_one(File, file.id)
     assert (stored.state, stored.last_error, again.state) == ("deleting", "no", "deleting")
     assert stored.updated_at > START and again.updated_at > START
 
@@ -192,7 +193,7 @@ def test_what_was_changed_meanwhile_is_left_alone(database):
         assert db.record_file(session, file.id, was="deleting", state="deleted")
     with database.read() as session:
         [stored] = db.copies_of(session, [file.id])
-        again = db.by_uuid(session, file.id)
+        again = session.get_one(File, file.id)
     assert (again.state, stored.state) == ("deleted", "deleted")
 
 

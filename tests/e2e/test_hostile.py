@@ -94,8 +94,13 @@ class Answer:
     body: bytes
 
 
-def exchange(url: str, sent: bytes, timeout: float = 20.0) -> list[Answer]:
-    """Every answer to the bytes that were sent, until the server closes the connection."""
+def exchange(
+    url: str, sent: bytes, *, then_stop: bool = False, timeout: float = 20.0
+) -> list[Answer]:
+    """Every answer to the bytes that were sent, until the server closes the connection.
+
+    `then_stop` ends our half of it first: a server need not wait for the rest of a request.
+    """
     host, port = url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=timeout) as sock:
 
@@ -103,7 +108,8 @@ def exchange(url: str, sent: bytes, timeout: float = 20.0) -> list[Answer]:
             # The server may have said what it has to say before it was sent everything.
             with contextlib.suppress(OSError):
                 sock.sendall(sent)
-                sock.shutdown(socket.SHUT_WR)
+                if then_stop:
+                    sock.shutdown(socket.SHUT_WR)
 
         sending = threading.Thread(target=send)
         sending.start()
@@ -1097,45 +1103,57 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def world(
-    request: pytest.FixtureRequest, upstream: Upstream, start_gateway: StartGateway
+def world(upstream: Upstream, start_gateway: StartGateway) -> Iterator[World]:
+    with made_world(upstream, start_gateway, "hostile", None) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def world_on_postgresql(upstream: Upstream, start_gateway: StartGateway) -> Iterator[World]:
+    with (
+        scratch_postgres() as url,
+        made_world(upstream, start_gateway, "hostile-too", url) as made,
+    ):
+        yield made
+
+
+@contextlib.contextmanager
+def made_world(
+    upstream: Upstream, start_gateway: StartGateway, name: str, url: str | None
 ) -> Iterator[World]:
-    backend = getattr(request, "param", "sqlite")
-    with contextlib.ExitStack() as stack:
-        url = None if backend == "sqlite" else stack.enter_context(scratch_postgres())
-        account = upstream.account(f"hostile-{backend}")
-        config = {
-            "model_list": [
-                model("gpt", "openai/gpt-4o", account),
-                {"model_name": "disk", "litellm_params": {"model": "local/disk"}},
-            ],
-            "files_settings": [{"custom_llm_provider": "openai", **account.params}],
-        }
-        gateway = start_gateway(config, workers=2, threads=8, database_url=url)
-        world = World(gateway, upstream)
-        alice = gateway.new_user(user_id="alice")
-        bob = gateway.new_user(user_id="bob")
-        ids = []
-        for key, names in ((alice["key"], "disk,gpt"), (bob["key"], "disk,gpt")):
-            client = gateway.client(key)
-            made = client.files.create(
-                file=("kept.txt", b"kept"),
-                purpose="user_data",
-                extra_body={"target_model_names": names},
-            )
-            ids.append(made.id.encode())
-        world.names = {
-            ALICE: alice["key"].encode(),
-            ADMIN: gateway.master_key.encode(),
-            FILE: ids[0],
-            FOREIGN: ids[1],
-            b"@HASH@": alice["token"].encode(),
-            b"@CAPITALS@": alice["key"].upper().encode(),
-        }
-        world.before = world.look()
-        yield world
-        gateway.close_clients()
-        gateway.stop()
+    account = upstream.account(name)
+    config = {
+        "model_list": [
+            model("gpt", "openai/gpt-4o", account),
+            {"model_name": "disk", "litellm_params": {"model": "local/disk"}},
+        ],
+        "files_settings": [{"custom_llm_provider": "openai", **account.params}],
+    }
+    gateway = start_gateway(config, workers=2, threads=8, database_url=url)
+    world = World(gateway, upstream)
+    alice = gateway.new_user(user_id="alice")
+    bob = gateway.new_user(user_id="bob")
+    ids = []
+    for key, names in ((alice["key"], "disk,gpt"), (bob["key"], "disk,gpt")):
+        client = gateway.client(key)
+        made = client.files.create(
+            file=("kept.txt", b"kept"),
+            purpose="user_data",
+            extra_body={"target_model_names": names},
+        )
+        ids.append(made.id.encode())
+    world.names = {
+        ALICE: alice["key"].encode(),
+        ADMIN: gateway.master_key.encode(),
+        FILE: ids[0],
+        FOREIGN: ids[1],
+        b"@HASH@": alice["token"].encode(),
+        b"@CAPITALS@": alice["key"].upper().encode(),
+    }
+    world.before = world.look()
+    yield world
+    gateway.close_clients()
+    gateway.stop()
 
 
 def test_there_are_more_than_sixty_and_each_has_its_own_name():
@@ -1145,17 +1163,22 @@ def test_there_are_more_than_sixty_and_each_has_its_own_name():
     assert sorted(names) == sorted(set(names))
 
 
-@pytest.mark.parametrize(
-    ("world", "case"),
-    [
-        pytest.param(backend, case, id=f"{backend}-{case.name[:80]}")
-        for backend, cases in (("sqlite", CASES), ("postgresql", FOR_THE_DATABASE))
-        for case in cases
-    ],
-    indirect=["world"],
-)
+def name_of(case: Hostile) -> str:
+    return case.name[:80]
+
+
+@pytest.mark.parametrize("case", CASES, ids=name_of)
 def test_a_hostile_request_is_refused_and_leaves_no_trace(world: World, case: Hostile):
-    got = exchange(world.gateway.url, case.on_the_wire(world.names))
+    attack(world, case)
+
+
+@pytest.mark.parametrize("case", FOR_THE_DATABASE, ids=name_of)
+def test_it_is_so_on_postgresql_too(world_on_postgresql: World, case: Hostile):
+    attack(world_on_postgresql, case)
+
+
+def attack(world: World, case: Hostile) -> None:
+    got = exchange(world.gateway.url, case.on_the_wire(world.names), then_stop=True)
 
     assert got or case.may_close, "the connection was closed without an answer"
     for answer in got:
@@ -1223,16 +1246,19 @@ RANGES = {
     "bytes=0-0": 206,
     "bytes=-1": 206,
     "bytes=0-": 206,
-    "bytes=0-99999999999999999999999999": 206,
-    "bytes=-99999999999999999999999999": 206,
-    "bytes=99999999999999999999999999-": 416,
+    "bytes=0-999999999999999": 206,
+    "bytes=-999999999999999": 206,
+    "bytes=999999999999999-": 416,
+    "bytes=0-99999999999999999999999999": None,
+    "bytes=-99999999999999999999999999": None,
+    "bytes=99999999999999999999999999-": None,
     "bytes=4-": 416,
     "bytes=-0": 416,
     "bytes=" + "0-0," * 1500 + "0-0": None,
     "bytes=3-1": None,
     "bytes=--1": None,
     "bytes=a-b": None,
-    "bytes=٠-١": None,
+    "bytes=\u0660-\u0661": None,
     "lines=0-1": None,
     "bytes": None,
     "": None,
@@ -1277,13 +1303,14 @@ def test_half_a_surrogate_pair_in_metadata_is_refused_or_comes_back(world: World
 
 
 def test_a_body_that_stalls_and_ends_leaves_nothing(world: World):
-    sent = multipart("", WHOLE + b" " * 5000).on_the_wire(world.names)
+    large = part(b"file", b"x" * 400_000, b'; filename="a.txt"')
+    sent = multipart("", form(PURPOSE, TARGET, large)).on_the_wire(world.names)
     host, port = world.gateway.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=5) as sock:
-        for start in range(0, len(sent) - 4000, 200):
-            sock.sendall(sent[start : start + 200])
+        for start in range(0, 300_000, 20_000):
+            sock.sendall(sent[start : start + 20_000])
             time.sleep(0.02)
-        assert files_below(world.gateway.data_dir / "spool")
+        wait_until(lambda: files_below(world.gateway.data_dir / "spool"))
         assert world.gateway.api("GET", "/health/liveness", key="").status_code == 200
 
     wait_until(lambda: world.look() == world.before)
@@ -1333,7 +1360,7 @@ def test_what_a_request_calls_its_upstream_is_not_believed(world: World):
 
     assert response.status_code == 200
     (seen,) = world.upstream.requests()
-    assert seen.account == "hostile-sqlite"
+    assert seen.account == "hostile"
     assert EVIL not in json.dumps([seen.headers, seen.json, seen.query_string])
     assert "cookie" not in seen.headers
 

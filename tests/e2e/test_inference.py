@@ -289,7 +289,8 @@ def test_mistakes_are_told_before_anything_is_sent(house, upstream, body, code, 
 def test_an_engine_gets_the_files_themselves(house, client, name):
     def keep(filename: str, data: bytes) -> str:
         target = {"target_model_names": name}
-        return client.files.create(file=(filename, data), purpose="user_data", extra_body=target).id
+        made = client.files.create(file=(filename, data), purpose="user_data", extra_body=target)
+        return str(made.id)
 
     text = keep("notes.txt", "Füße\n".encode())
     pdf = keep("report.pdf", b"%PDF-1.7 x")

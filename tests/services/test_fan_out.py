@@ -27,7 +27,7 @@ def test_nothing_to_do_is_done_at_once():
 def test_the_calls_run_at_the_same_time():
     together = threading.Barrier(8)
     found = FanOut(8).run({str(n): lambda: together.wait(5) for n in range(8)})
-    assert sorted(found.values()) == list(range(8))
+    assert set(found.values()) == set(range(8))
 
 
 def test_one_call_needs_no_thread():

@@ -42,8 +42,8 @@ def walk(gateway, caller, selector=None, **query):
 
 def many(gateway, database, owners, count, **way):
     """Files of several owners in turn, five at each moment; the ids by owner, oldest first."""
-    made = {owner.owner: [] for owner in owners}
-    for number in range(count):
+    made: dict[str, list[str]] = {owner.owner: [] for owner in owners}
+    for _ in range(count):
         for owner in owners:
             made[owner.owner].append(gateway.upload(owner, **way))
     with database.write() as session:
@@ -67,14 +67,14 @@ def test_250_files_between_a_strangers_come_in_three_pages(memory, alice, bob):
     gateway = make_gateway(memory)
     made = many(gateway, memory, [alice, bob], 250, names=("b",))
     oldest_first = in_order(memory, made[alice.owner])
-    pages = []
+    pages: list[list[str]] = []
     after = None
     while not pages or after:
         found = gateway.lists.page(alice, ListQuery(limit=100, after=after), Selector())
         pages.append([file["id"] for file in found["data"]])
         after = found["last_id"] if found["has_more"] else None
     assert [len(page) for page in pages] == [100, 100, 50]
-    assert sum(pages, []) == oldest_first[::-1]
+    assert [file_id for page in pages for file_id in page] == oldest_first[::-1]
     assert list(walk(gateway, alice, order="asc", limit=99)) == oldest_first
     assert set(walk(gateway, bob)) == set(made[bob.owner])
 
@@ -136,8 +136,10 @@ def test_a_cursor_that_is_gone_still_says_where_it_stood(gateway, database, alic
         changes = {"state": "deleting"} if how == "half deleted" else {"expires_at": now()}
         with database.write() as session:
             session.execute(update(File).where(File.public_id == made[4]).values(**changes))
-    for order, expected in (("asc", made[5:]), ("desc", made[:4][::-1])):
-        query = ListQuery(after=made[4], order=order)
+    for query, expected in (
+        (ListQuery(after=made[4], order="asc"), made[5:]),
+        (ListQuery(after=made[4]), made[:4][::-1]),
+    ):
         found = gateway.lists.page(alice, query, Selector())
         assert [file["id"] for file in found["data"]] == expected
     assert made[4] not in list(walk(gateway, alice))
@@ -226,7 +228,6 @@ def test_an_admin_names_a_user(gateway, alice, bob, root, viewer, nobody):
     gateway.upload(bob)
     for caller in (root, viewer):
         assert list(walk(gateway, caller, user_id="alice")) == [mine]
-        assert list(walk(gateway, caller, user_id="alice", after=None)) == [mine]
         assert list(walk(gateway, caller, user_id="nobody")) == []
     for caller in (bob, nobody, alice):
         with pytest.raises(NotPermitted):

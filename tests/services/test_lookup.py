@@ -11,7 +11,7 @@ from app.errors import NotFound, NotPermitted, UnknownModel
 from app.services.access import MASTER_OWNER
 from app.services.lookup import Held, Unrecorded
 from app.services.router import Hints
-from tests.conftest import NO_HINTS, make_caller, make_gateway
+from tests.conftest import NO_HINTS, make_caller, make_gateway, raw_in
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def id_of_every_kind(gateway, owner):
     unified = gateway.upload(owner, names=("a", "b"))
     of_copy = gateway.raw_id("b-1")
     encoded = gateway.upload(owner, model="b")
-    in_encoded = ids.decode(encoded).raw
+    in_encoded = raw_in(encoded)
     raw = gateway.upload(owner, provider="openai")
     return {
         "unified": unified,
@@ -51,6 +51,12 @@ def id_of_every_kind(gateway, owner):
         "forged with an unknown model": ids.encode_file(raw, "no-such-model"),
         "nested": ids.encode_file(encoded, "b"),
     }
+
+
+def owner_of(gateway, caller, file_id, hints=NO_HINTS):
+    found = gateway.lookup.resolve(caller, file_id, hints)
+    assert isinstance(found, Held)
+    return found.file.owner
 
 
 def outcome(gateway, caller, file_id, hints=NO_HINTS, **more):
@@ -191,7 +197,9 @@ def test_no_flipped_character_finds_the_file(database, request, caller):
 
 def test_a_unified_id_with_other_names_is_another_id(gateway, alice):
     issued = gateway.upload(alice, names=("a",))
-    uuid = ids.decode(issued).file_uuid
+    meaning = ids.decode(issued)
+    assert isinstance(meaning, ids.UnifiedId)
+    uuid = meaning.file_uuid
     for forged in (
         ids.encode_unified("application/jsonl", uuid, ["a", "b"]),
         ids.encode_unified("text/plain", uuid, ["a"]),
@@ -242,9 +250,7 @@ def test_one_provider_id_of_two_accounts_is_everybodys_own(database, alice, bob,
         session.execute(
             update(Copy).where(Copy.deployment_file_id == other).values(deployment_file_id=mine)
         )
-    found = {
-        who.owner: gateway.lookup.resolve(who, mine, NO_HINTS).file.owner for who in (alice, bob)
-    }
-    assert found == {alice.owner: alice.owner, bob.owner: bob.owner}
+    for who in (alice, bob):
+        assert owner_of(gateway, who, mine) == who.owner
     hints = Hints([("query", "custom_llm_provider", ("azure",))])
-    assert gateway.lookup.resolve(root, mine, hints).file.owner == bob.owner
+    assert owner_of(gateway, root, mine, hints) == bob.owner
