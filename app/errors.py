@@ -29,7 +29,7 @@ Types and envelope: OpenAI API reference, "Error codes"; read 2026-11.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 
 class ConfigError(Exception):
@@ -46,6 +46,8 @@ class GatewayError(Exception):
     status = 500
     type = "server_error"
     code: str | None = "internal_error"
+    own_headers: ClassVar[Mapping[str, str]] = {}
+    """Response headers of every error of this class."""
 
     def __init__(
         self,
@@ -60,7 +62,7 @@ class GatewayError(Exception):
         self.param = param
         if code is not None:
             self.code = code
-        self.headers: dict[str, str] = dict(headers or {})
+        self.headers: dict[str, str] = {**self.own_headers, **(headers or {})}
 
     def body(self) -> dict[str, Any]:
         """OpenAI's error envelope."""
@@ -134,19 +136,8 @@ class Conflict(GatewayError):
     status = 409
     type = "conflict_error"
     code = "conflict"
-
-    def __init__(
-        self,
-        message: str,
-        *,
-        param: str | None = None,
-        code: str | None = None,
-        headers: Mapping[str, str] | None = None,
-    ) -> None:
-        # The openai client repeats a 409 twice; a conflict of ours does not go away by repeating.
-        super().__init__(
-            message, param=param, code=code, headers={"x-should-retry": "false", **(headers or {})}
-        )
+    # The openai client repeats a 409 twice; a conflict of ours does not go away by repeating.
+    own_headers = {"x-should-retry": "false"}
 
 
 class TooLarge(GatewayError):
@@ -164,17 +155,19 @@ class RangeNotSatisfiable(GatewayError):
 class DatabaseUnavailable(GatewayError):
     status = 503
     code = "database_unavailable"
+    own_headers = {"Retry-After": "2"}
 
     def __init__(self, message: str = "the database does not answer; try again shortly") -> None:
-        super().__init__(message, headers={"Retry-After": "2"})
+        super().__init__(message)
 
 
 class StorageFull(GatewayError):
     status = 507
     code = "storage_full"
+    own_headers = {"x-should-retry": "false"}
 
     def __init__(self, message: str = "the gateway has no disk space left for this file") -> None:
-        super().__init__(message, headers={"x-should-retry": "false"})
+        super().__init__(message)
 
 
 class UpstreamError(GatewayError):

@@ -64,7 +64,8 @@ def open_database(settings: Settings) -> Database:
         except OSError as error:
             raise ConfigError([f"data_dir: {settings.data_dir}: {error.strerror}"]) from error
     database = connect(settings.resolved_database_url, pool_size=1)
-    if database.engine.dialect.name == "sqlite" and not database.engine.url.database:
+    in_memory = database.engine.url.database in (None, "", ":memory:")
+    if database.engine.dialect.name == "sqlite" and in_memory:
         raise ConfigError(["database_url: a database in memory is not shared by the workers"])
     return database
 

@@ -5,14 +5,14 @@ import datetime as dt
 import json
 import re
 import unicodedata
-from collections.abc import Mapping
 from typing import Any
 
 from flask import request
 from marshmallow import Schema, ValidationError, fields, post_load, validate, validates_schema
-from werkzeug.exceptions import RequestEntityTooLarge
 
-from app.errors import InvalidRequest, TooLarge
+from app.api import body
+from app.api.schemas import load
+from app.errors import InvalidRequest
 from app.services.access import Role
 
 MAX_BODY_BYTES = 1024 * 1024
@@ -30,17 +30,8 @@ def read_body(schema: Schema) -> dict[str, Any]:
 
     Raises InvalidRequest naming the field, TooLarge above 1 MB.
     """
-    request.max_content_length = MAX_BODY_BYTES
-    try:
-        body = json.loads(request.get_data(), parse_constant=_refuse_constant)
-    except RequestEntityTooLarge as error:
-        raise TooLarge(f"the body is larger than {MAX_BODY_BYTES} bytes") from error
-    # A body in no known encoding is a ValueError too; a very deep one ends the parser's stack.
-    except (ValueError, RecursionError) as error:
-        raise InvalidRequest("the body is not valid JSON", code="invalid_json") from error
-    if not isinstance(body, dict):
-        raise InvalidRequest("the body must be a JSON object", code="invalid_json")
-    return _load(schema, body)
+    loaded: dict[str, Any] = load(schema, body.json_object(MAX_BODY_BYTES))
+    return loaded
 
 
 def read_query(schema: Schema) -> dict[str, Any]:
@@ -48,32 +39,8 @@ def read_query(schema: Schema) -> dict[str, Any]:
     for name, values in request.args.lists():
         if len(values) > 1:
             raise InvalidRequest(f"{name} is given {len(values)} times", param=name)
-    return _load(schema, request.args.to_dict())
-
-
-def _load(schema: Schema, data: Mapping[str, Any]) -> dict[str, Any]:
-    try:
-        loaded: dict[str, Any] = schema.load(data)
-    except ValidationError as error:
-        param, message = _first(error.messages)
-        if param == "_schema":
-            raise InvalidRequest(message) from error
-        raise InvalidRequest(f"{param}: {message}", param=param.partition(".")[0]) from error
+    loaded: dict[str, Any] = load(schema, request.args.to_dict())
     return loaded
-
-
-def _first(messages: Any) -> tuple[str, str]:
-    """The path of the first mistake, dotted, and what it is."""
-    path: list[str] = []
-    while isinstance(messages, dict):
-        name = next(iter(messages))
-        path.append(str(name))
-        messages = messages[name]
-    return ".".join(path), str(messages[0] if isinstance(messages, list) else messages)
-
-
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(name)
 
 
 class Flag(fields.Field[bool]):

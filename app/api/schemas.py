@@ -27,18 +27,17 @@ def load(schema: Schema, data: Mapping[str, Any]) -> Any:
         text, _, code = message.partition("\0")
         if path == "_schema":
             raise InvalidRequest(text, code=code or None) from error
-        param = path.partition(".")[0]
-        raise InvalidRequest(f"{path}: {text}", param=param, code=code or None) from error
+        raise InvalidRequest(f"{path}: {text}", param=path, code=code or None) from error
 
 
 def _first_mistake(messages: Any) -> tuple[str, str]:
-    """The dotted path of the first mistake, and what it is."""
-    path: list[str] = []
+    """Where the first mistake is, as OpenAI writes it (`part_ids[0]`), and what it is."""
+    path = ""
     while isinstance(messages, dict):
         name = next(iter(messages))
-        path.append(str(name))
+        path += f"[{name}]" if isinstance(name, int) else f".{name}"
         messages = messages[name]
-    return ".".join(path), str(messages[0] if isinstance(messages, list) else messages)
+    return path.removeprefix("."), str(messages[0] if isinstance(messages, list) else messages)
 
 
 class Limit(fields.Integer):
