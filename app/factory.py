@@ -63,6 +63,9 @@ def create_app(
     ):
         _register(app, blueprint, _BARE)
     _register(app, files.blueprint, ("/<provider>/v1",))
+    # Azure's newer base URL; files are there already, by the provider way.
+    for blueprint in (inference.blueprint, models.blueprint):
+        _register(app, blueprint, ("/openai/v1",))
     _register(app, inference.azure_clients, ("/openai",))
     for blueprint in (models.info, users.blueprint, keys.blueprint, health.blueprint):
         app.register_blueprint(blueprint)

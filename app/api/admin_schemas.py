@@ -11,7 +11,7 @@ from flask import request
 from marshmallow import Schema, ValidationError, fields, post_load, validate, validates_schema
 
 from app.api import body
-from app.api.schemas import load
+from app.api.schemas import UserId, load
 from app.errors import InvalidRequest
 from app.services.access import Role
 
@@ -57,13 +57,6 @@ class Text(fields.String):
 
     def __init__(self, longest: int = 255, **kwargs: Any) -> None:
         super().__init__(validate=[validate.Length(1, longest), _is_text], **kwargs)
-
-
-class UserId(fields.String):
-    """One to 255 printable characters without white space at either end."""
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(validate=[validate.Length(1, 255), _is_printable], **kwargs)
 
 
 class Metadata(fields.Field[dict[str, Any]]):
@@ -115,11 +108,6 @@ def _months_later(moment: dt.datetime, months: int) -> dt.datetime:
 def _is_text(value: str) -> None:
     if any(unicodedata.category(character) in ("Cc", "Cs") for character in value):
         raise ValidationError("Holds control characters.")
-
-
-def _is_printable(value: str) -> None:
-    if not value.isprintable() or value != value.strip():
-        raise ValidationError("Holds control characters, or white space at its ends.")
 
 
 def _is_email(value: str) -> None:

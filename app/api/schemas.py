@@ -64,6 +64,18 @@ class Limit(fields.Integer):
         return number
 
 
+class UserId(fields.String):
+    """One to 255 printable characters without white space at either end."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(validate=[validate.Length(1, 255), _is_printable], **kwargs)
+
+
+def _is_printable(value: str) -> None:
+    if not value.isprintable() or value != value.strip():
+        raise ValidationError("Holds control characters, or white space at its ends.")
+
+
 def _one_of(allowed: tuple[str, ...]) -> validate.OneOf:
     return validate.OneOf(allowed, error=f"{{input!r:.60}} is not one of: {', '.join(allowed)}")
 
@@ -78,7 +90,7 @@ class FileListQuery(Schema):
     order = fields.String(load_default="desc", validate=_one_of(("asc", "desc")))
     after = fields.String(load_default=None)
     purpose = fields.String(load_default=None, validate=_one_of(LISTED_PURPOSES))
-    user_id = fields.String(load_default=None)
+    user_id = UserId(load_default=None)
 
     @post_load
     def _make(self, data: dict[str, Any], **_: Any) -> ListQuery:

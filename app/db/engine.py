@@ -70,9 +70,9 @@ class _Turn:
 
     Without a line they wait in SQLite's busy handler, which sleeps up to 0.1 s between two looks,
     while whoever has just written comes back at once: measured with 4 processes, one upload in a
-    hundred took 1.7 s, in the line 0.5 s. The line is locks on two bytes of a file beside the database. Who holds
-    `_NEXT` is the next one and waits for `_NOW`; so nobody overtakes two times. The kernel lets
-    go of both when a process dies. Where such locks do not work SQLite's own still does.
+    hundred took 1.7 s, and 0.5 s since they wait here. The line is two locks on a file beside the
+    database: whoever holds `_NEXT` waits for `_NOW`, so nobody is overtaken twice. The kernel
+    takes both from a process that dies. Where there are no such locks, SQLite's own remains.
     """
 
     _NEXT, _NOW = 0, 1

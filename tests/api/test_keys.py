@@ -202,7 +202,7 @@ def test_unknown_keys_are_404_and_bad_names_400(root):
         ("/key/generate", {"allowed_routes": ["/*"]}, "allowed_routes"),
         ("/key/generate", {"duration": "soon"}, "duration"),
         ("/key/generate", {"user_id": "default_user_id"}, "user_id"),
-        ("/key/generate", {"models": [None]}, "models"),
+        ("/key/generate", {"models": [None]}, "models[0]"),
         ("/key/generate", {"metadata": 1}, "metadata"),
         ("/key/update", {"key": "prod", "soft_budget": 1}, "soft_budget"),
         ("/key/update", {"key": "prod", "token": "x"}, "token"),

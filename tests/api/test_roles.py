@@ -204,7 +204,7 @@ def announce_scene() -> dict[str, Any]:
 def normalised(rule: str) -> str:
     """A rule without the prefixes under which it stands once more."""
     rule = rule.replace("/openai/deployments/<path:model>", "/engines/<path:model>")
-    return re.sub(r"^(/<provider>/v1|/v1|/openai)(?=/)", "", rule)
+    return re.sub(r"^(/<provider>/v1|/v1|/openai/v1|/openai)(?=/)", "", rule)
 
 
 def routes() -> list[tuple[str, str]]:

@@ -318,7 +318,7 @@ def test_a_part_has_at_most_64_mb(alice, tmp_path):
         ({}, "part_ids"),
         ({"part_ids": []}, "part_ids"),
         ({"part_ids": "part_1"}, "part_ids"),
-        ({"part_ids": [7]}, "part_ids.0"),
+        ({"part_ids": [7]}, "part_ids[0]"),
         ({"part_ids": ["part_1"]}, "part_ids"),
         ({"part_ids": None}, "part_ids"),
         ({"part_ids": ["part_1"], "md5": "abc"}, "md5"),

@@ -245,7 +245,7 @@ def routes(tmp_path: Path) -> set[tuple[str, str]]:
     for rule in app.url_map.iter_rules():
         path = rule.rule
         if not path.startswith("/openai/deployments/"):
-            path = path.removeprefix("/openai")
+            path = path.removeprefix("/openai").removeprefix("/v1")
         for verb in (rule.methods or set()) - {"HEAD", "OPTIONS"}:
             found.add((verb, normal(path)))
     return found
