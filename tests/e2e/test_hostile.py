@@ -1323,14 +1323,18 @@ def test_a_file_that_is_too_large_is_refused_before_it_is_sent(world: World):
     begun = time.monotonic()
     with socket.create_connection((host, int(port)), timeout=5) as sock:
         sock.sendall(head)
-        answer = next(answers(sock.recv(65536)))
+        received = b""
+        while not received.endswith(b"}\n"):
+            received += sock.recv(65536)
+        answer = next(answers(received))
         took = time.monotonic() - begun
 
     assert answer.status == 413
     error = check_envelope(answer)
     assert (error["param"], error["code"]) == ("file", "file_too_large")
     assert str(600 << 20) in error["message"] and str(512 << 20) in error["message"]
-    assert took < 0.2
+    # The rest of the body never comes, so an answer within the time-out shows it all.
+    assert took < 2.0
     assert world.look() == world.before
 
 
