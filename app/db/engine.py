@@ -29,6 +29,9 @@ BUSY_TIMEOUT_SECONDS = 10
 LINE_SECONDS = 30
 """How long a writer waits for the writers before it in its own process."""
 POOL_TIMEOUT_SECONDS = 10
+_PATIENCE = {"connect_timeout": "5", "tcp_user_timeout": "10000", "keepalives_idle": "30"}
+"""PostgreSQL's seconds, milliseconds and seconds until a host that is gone counts as gone; what the
+URL says of them wins."""
 SUPPORTED = ("sqlite:///path/to/file.db", "postgresql://user:password@host/name")
 
 
@@ -149,6 +152,8 @@ def connect(url: str, *, pool_size: int = 16) -> Database:
             }
     else:
         options["pool_pre_ping"] = True
+        patience = {name: _PATIENCE[name] for name in _PATIENCE if name not in parsed.query}
+        parsed = parsed.update_query_dict(patience)
     try:
         engine = create_engine(parsed, **options)
     except (NoSuchModuleError, ModuleNotFoundError) as error:

@@ -37,6 +37,7 @@ MAX_ANSWER_BYTES = 64 * 1024 * 1024
 _BUSY = (429, 503)
 _TROUBLE = (408, 429, 500, 502, 503, 504)
 _LONGEST_WAIT_SECONDS = 5
+_CREDENTIALS = ("Authorization", "api-key", "x-api-key", "x-goog-api-key")
 
 Headers = Mapping[str, str]
 
@@ -206,7 +207,7 @@ class Upstream:
         facts = self._facts()
         if status < 400:
             raise UpstreamError(f"{name} answered with a redirect, which is not followed", **facts)
-        error = error_of(self._read(answer), status)
+        error = error_of(_without_credential(self._read(answer), answer), status)
         message = error["message"]
         if status in (401, 403):
             raise UpstreamAuthFailed(f"{name} refused the gateway's own credential", **facts)
@@ -256,7 +257,7 @@ class Answer:
             raise self._failure(error) from error
 
     def read(self, limit: int) -> bytes:
-        """The body, cut off at `limit` bytes. Raises UpstreamError as `chunks` does."""
+        """An error's body, cut off at `limit` bytes. Raises UpstreamError as `chunks` does."""
         pieces: list[bytes] = []
         size = 0
         for chunk in self.chunks():
@@ -264,11 +265,21 @@ class Answer:
             size += len(chunk)
             if size >= limit:
                 break
-        return b"".join(pieces)[:limit]
+        return _without_credential(b"".join(pieces)[:limit], self.response)
 
     def close(self) -> None:
         """Give the connection back when the body was read to its end, else close it."""
         self.response.close()
+
+
+def _without_credential(raw: bytes, answer: requests.Response) -> bytes:
+    """An error's body without our credential, which some servers repeat to whoever asks."""
+    for name in _CREDENTIALS:
+        sent = answer.request.headers.get(name) or ""
+        value = sent.encode() if isinstance(sent, str) else sent
+        if value := value.removeprefix(b"Bearer ").strip():
+            raw = raw.replace(value, b"***")
+    return raw
 
 
 def error_of(raw: bytes, status: int) -> dict[str, Any]:
