@@ -1,4 +1,4 @@
-"""The `manifold` command: serve, db."""
+"""The `manifold` command: serve, worker, db."""
 
 import os
 import sys
@@ -10,10 +10,12 @@ from typing import Any
 import click
 
 import app
-from app import start
+from app import start, supervisor
+from app import worker as background
 from app.db import migrate
 from app.db.tables import HEAD
 from app.errors import ConfigError
+from app.factory import build
 
 _HOME = Path(app.__file__).parent.parent
 _REFUSED = 2
@@ -68,7 +70,7 @@ def serve(
     port: int,
     workers: int | None,
     threads: int | None,
-    no_worker: bool,  # There is no background worker to leave out yet.
+    no_worker: bool,
 ) -> None:
     """Serve the API.
 
@@ -90,8 +92,31 @@ def serve(
         command += ["--workers", str(workers)]
     if threads is not None:
         command += ["--threads", str(threads)]
-    # In place of this process, so that signals reach gunicorn and its exit status is ours.
-    os.execv(sys.executable, [*command, "wsgi:app"])  # noqa: S606
+    command.append("wsgi:app")
+    if no_worker:
+        # In place of this process, so that signals reach gunicorn and its exit status is ours.
+        os.execv(sys.executable, command)  # noqa: S606
+    sys.exit(supervisor.run(command, [sys.executable, "-P", "-m", "app.cli", "worker"]))
+
+
+@main.command()
+@_config
+@click.option(
+    "--threads",
+    type=click.IntRange(1, 64),
+    default=4,
+    show_default=True,
+    help="Jobs that are looked at at a time.",
+)
+@_explaining
+def worker(*, config: str, threads: int) -> None:
+    """Do what is to be done without a request: follow batches and jobs to their end.
+
+    `manifold serve` runs one of these beside the server. Several may run, on several machines too.
+    """
+    settings = start.prepare(config, os.environ)
+    supervisor.end_with_parent()
+    background.run(background.make_queue(settings), build(settings).upkeep, threads=threads)
 
 
 @main.group()

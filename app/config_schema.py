@@ -78,6 +78,11 @@ def _above_zero(value: float) -> None:
         raise ValidationError("must be more than 0")
 
 
+def _queue_url(value: str) -> None:
+    if not value.startswith(("redis://", "rediss://", "postgresql://", "postgres://")):
+        raise ValidationError("must begin with redis://, rediss:// or postgresql://")
+
+
 def _writable_in_an_id(value: str) -> None:
     """Ids are `...;key,value` texts, and clients send names with commas between."""
     if re.search(r"[;,\x00-\x1f\x7f]", value):
@@ -197,10 +202,18 @@ class GeneralSettings(Section):
     max_batch_file_size_mb = Whole(validate=_at_least(1))
     max_batch_file_records = Whole(validate=_at_least(1))
     max_request_size_mb = Whole(validate=_at_least(1))
+    max_batch_row_mb = Whole(validate=_at_least(1))
+    validate_batch_files = Flag()
     max_inline_file_size_mb = Whole(validate=_at_least(0))
     allow_unrecorded_ids = Flag()
     hide_foreign_objects = Flag()
     migrate_on_start = Flag()
+    file_wait_seconds = Number(validate=_at_least(0))
+    poll_seconds = Number(validate=_above_zero)
+    poll_max_seconds = Number(validate=_above_zero)
+    give_up_days = Number(validate=_above_zero)
+    auto_register_fine_tuned = Flag()
+    task_queue_url = Text(validate=_queue_url)
 
 
 class RouterSettings(Section):

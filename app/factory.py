@@ -7,9 +7,11 @@ from flask import Blueprint, Flask
 from app.api import (
     access_log,
     auth,
+    batches,
     context,
     errors,
     files,
+    fine_tuning,
     health,
     inference,
     keys,
@@ -21,12 +23,17 @@ from app.db.engine import Database, connect
 from app.providers.protocol import Place, Provider
 from app.providers.registry import open_provider, serves
 from app.services.access import Access
+from app.services.batches import Batches
 from app.services.fan_out import FanOut
 from app.services.file_lists import FileLists
 from app.services.files import Files
+from app.services.fine_tuning import FineTuning
 from app.services.inference import Inference
+from app.services.jobs import Jobs
 from app.services.lookup import Lookup
 from app.services.router import Router
+from app.services.tuned_models import TunedModels
+from app.services.upkeep import Upkeep
 from app.services.uploads import Uploads
 from app.settings import Deployment, Settings
 
@@ -51,20 +58,23 @@ def create_app(
     app.json.ensure_ascii = False  # type: ignore[attr-defined]  # likewise
     app.url_map.merge_slashes = False
     app.url_map.strict_slashes = False
-    app.extensions["manifold"] = _services(settings, database, providers)
+    app.extensions["manifold"] = build(settings, database, providers)
     errors.install(app)
     access_log.install(app)
     auth.install(app)
     for blueprint in (
         files.blueprint,
+        batches.blueprint,
         uploads.blueprint,
         inference.blueprint,
         models.blueprint,
     ):
         _register(app, blueprint, _BARE)
-    _register(app, files.blueprint, ("/<provider>/v1",))
-    # Azure's newer base URL; files are there already, by the provider way.
-    for blueprint in (inference.blueprint, models.blueprint):
+    _register(app, fine_tuning.blueprint, _BARE)
+    for blueprint in (files.blueprint, batches.blueprint):
+        _register(app, blueprint, ("/<provider>/v1",))
+    # Azure's newer base URL; files and batches are there already, by the provider way.
+    for blueprint in (inference.blueprint, models.blueprint, fine_tuning.blueprint):
         _register(app, blueprint, ("/openai/v1",))
     _register(app, inference.azure_clients, ("/openai",))
     for blueprint in (models.info, users.blueprint, keys.blueprint, health.blueprint):
@@ -72,18 +82,26 @@ def create_app(
     return app
 
 
-def _services(
-    settings: Settings, database: Database | None, providers: Mapping[str, Provider] | None
+def build(
+    settings: Settings,
+    database: Database | None = None,
+    providers: Mapping[str, Provider] | None = None,
 ) -> context.Services:
+    """Every collaborator, for the app and for the worker."""
     database = database or connect(settings.resolved_database_url)
     place = Place(
         data_dir=settings.data_dir, max_inline_bytes=settings.max_inline_file_size_mb * MB
     )
     if providers is None:
-        providers = _providers((*settings.deployments, *settings.file_accounts), place)
-    router = Router(settings, providers)
+        accounts = (*settings.deployments, *settings.file_accounts, *settings.finetune_accounts)
+        providers = _providers(accounts, place)
+    tuned_models = TunedModels(database)
+    router = Router(settings, providers, tuned_models=tuned_models)
     lookup = Lookup(settings, database, router)
     file_service = Files(settings, database, router, lookup, FanOut(settings.fan_out_threads))
+    jobs = Jobs(settings, database, router, lookup)
+    batch_service = Batches(database, router, jobs)
+    tuning_service = FineTuning(settings, database, router, jobs, tuned_models)
     return context.Services(
         settings=settings,
         database=database,
@@ -93,6 +111,9 @@ def _services(
         file_lists=FileLists(database, router),
         uploads=Uploads(settings, database, router, file_service),
         inference=Inference(router, lookup),
+        batches=batch_service,
+        fine_tuning=tuning_service,
+        upkeep=Upkeep(settings, database, jobs, batch_service, tuning_service),
     )
 
 
@@ -103,4 +124,5 @@ def _providers(deployments: Sequence[Deployment], place: Place) -> dict[str, Pro
 def _register(app: Flask, blueprint: Blueprint, prefixes: Sequence[str]) -> None:
     for prefix in prefixes:
         name = blueprint.name + prefix.replace("/", "_").replace("<", "").replace(">", "")
-        app.register_blueprint(blueprint, url_prefix=prefix or None, name=name)
+        at = prefix + (blueprint.url_prefix or "")
+        app.register_blueprint(blueprint, url_prefix=at or None, name=name)

@@ -12,12 +12,13 @@ import re
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 MAX_ID_LENGTH = 4096
 """Characters; anything longer is nobody's id."""
 
 _UNIFIED_MARK = "litellm_proxy:"
-_CONTROL = re.compile(r"litellm(_proxy)?:.*[\x00-\x1f\x7f]", re.DOTALL)
+_CONTROL = re.compile(r"litellm(_proxy)?[:;].*[\x00-\x1f\x7f]", re.DOTALL)
 _ENCODED = re.compile(r"litellm:(?P<raw>.+);model,(?P<model>[^;,]+)")
 _UNIFIED = re.compile(
     r"litellm_proxy:(?P<mime>[^;]*);unified_id,(?P<uuid>[0-9a-f-]{36});"
@@ -25,6 +26,11 @@ _UNIFIED = re.compile(
     r"(?:;llm_output_file_id,(?P<raw>[^;]*);llm_output_file_model_id,(?P<deployment>[^;]*))?"
 )
 _FILE_PREFIX = "file-"
+_BATCH_PREFIX = "batch_"
+_UNIFIED_JOB = re.compile(
+    r"litellm_proxy;model_id:(?P<deployment>[^;]*);"
+    r"(?P<key>llm_batch_id|generic_response_id):(?P<id>[^;]+)"
+)
 _RAW = re.compile(r"(?!.*\.\.)[A-Za-z0-9_-][A-Za-z0-9_.:-]*")
 
 
@@ -92,6 +98,48 @@ def decode(file_id: str) -> FileId | None:
 def is_raw(text: str) -> bool:
     """Whether this can be a provider's own file id, safe to stand in the path of a URL."""
     return len(text) <= MAX_ID_LENGTH and _RAW.fullmatch(text) is not None
+
+
+@dataclass(frozen=True)
+class UnifiedJobId:
+    """What a unified batch or fine-tuning job id says. LiteLLM's own have a raw id inside."""
+
+    deployment: str
+    job: str
+
+
+JobId = UnifiedJobId | EncodedId | RawId
+JobType = Literal["batch", "fine_tuning"]
+_JOB_KEYS: dict[JobType, str] = {"batch": "llm_batch_id", "fine_tuning": "generic_response_id"}
+
+
+def encode_unified_job(type: JobType, deployment_id: str, job_uuid: str) -> str:
+    """The unified id of a batch or a fine-tuning job."""
+    return _encode(f"litellm_proxy;model_id:{deployment_id};{_JOB_KEYS[type]}:{job_uuid}")
+
+
+def encode_batch(raw: str, model: str) -> str:
+    """The encoded id of a provider's batch in the account of a model name."""
+    return _BATCH_PREFIX + _encode(f"litellm:{raw};model,{model}")
+
+
+def decode_job(type: JobType, job_id: str) -> JobId | None:
+    """What a batch or job id from a client says, or None for what nobody can have issued."""
+    if not is_raw(job_id):
+        return None
+    if type == "batch" and job_id.startswith(_BATCH_PREFIX):
+        text = _decode(job_id.removeprefix(_BATCH_PREFIX))
+        if text is not None and _CONTROL.match(text):
+            return None
+        if text is not None and (found := _ENCODED.fullmatch(text)):
+            return EncodedId(found["raw"], found["model"])
+    text = _decode(job_id)
+    if text is not None and text.startswith("litellm_proxy;"):
+        found = _UNIFIED_JOB.fullmatch(text)
+        if found is None or found["key"] != _JOB_KEYS[type] or _CONTROL.match(text):
+            return None
+        return UnifiedJobId(found["deployment"], found["id"])
+    return RawId(job_id)
 
 
 def new_uuid() -> str:

@@ -30,7 +30,10 @@ _scan = json.JSONDecoder(parse_constant=_refuse_constant).scan_once  # type: ign
 
 @dataclass(frozen=True, eq=False)
 class Span:
-    """A value of the text: `text[start:end]` is its JSON. `path` has "*" where it was asked for."""
+    """A value of the text: `text[start:end]` is its JSON. `path` has "*" where it was asked for.
+
+    The value of an object that other paths go through is {}, whatever it holds.
+    """
 
     path: Path
     start: int
@@ -70,23 +73,36 @@ class Document:
         *,
         dropped: Iterable[str] = (),
         added: Mapping[str, Any] | None = None,
+        inserted: Mapping[Path, Mapping[str, Any]] | None = None,
     ) -> bytes:
-        """The text in UTF-8 with new values for some spans, keys of the root dropped or added."""
+        """The text in UTF-8 with new values for some spans, keys of the root dropped or added.
+
+        `inserted` puts new keys at the beginning of objects that were asked for.
+        """
         pieces: list[str] = []
         at = 0
         edits = [(s.start, s.end, json.dumps(value)) for s, value in replaced.items()]
         unwanted = frozenset(dropped)
         edits += self._without(unwanted)
         if added:
-            opening = self.text.index("{") + 1
-            first = json.dumps(added)[1:-1]
             is_alone = all(member.key in unwanted for member in self.members)
-            edits.append((opening, opening, first if is_alone else first + ","))
+            edits.append(self._first(self.text.index("{"), added, is_alone=is_alone))
+        for path, keys in (inserted or {}).items():
+            edits += [self._first(span.start, keys) for span in self.at([path])]
         for start, end, new in sorted(edits):
             pieces += (self.text[at:start], new)
             at = end
         pieces.append(self.text[at:])
         return "".join(pieces).encode()
+
+    def _first(
+        self, opening: int, keys: Mapping[str, Any], *, is_alone: bool = False
+    ) -> tuple[int, int, str]:
+        """The edit that puts keys behind an opening brace."""
+        at = opening + 1
+        text = json.dumps(keys)[1:-1]
+        is_alone = is_alone or self.text[_space_end(self.text, at)] == "}"
+        return at, at, text if is_alone else text + ","
 
     def _without(self, keys: frozenset[str]) -> list[tuple[int, int, str]]:
         edits = []
@@ -131,8 +147,9 @@ def parse(body: bytes, paths: Iterable[Path]) -> Document:
     return Document(text, tuple(walk.members), tuple(walk.spans))
 
 
-_Tree = dict[str, Any]
-_LEAF = ""
+_Tree = dict[str | None, Any]
+# No key of any object: "" may be one.
+_LEAF = None
 
 
 def _tree(paths: Iterable[Path]) -> _Tree:
@@ -145,6 +162,11 @@ def _tree(paths: Iterable[Path]) -> _Tree:
     return root
 
 
+def _space_end(text: str, at: int) -> int:
+    found = _SPACE.match(text, at)
+    return found.end() if found else at
+
+
 class _Walk:
     def __init__(self, text: str) -> None:
         self.text = text
@@ -152,14 +174,16 @@ class _Walk:
         self.spans: list[Span] = []
 
     def space(self, at: int) -> int:
-        found = _SPACE.match(self.text, at)
-        return found.end() if found else at
+        return _space_end(self.text, at)
 
     def value(self, at: int, tree: _Tree | None, path: Path) -> int:
         """Walk or skip the value that begins at `at`; its end."""
         opening = self.text[at]
         if tree and opening == "{" and tree.keys() != {_LEAF}:
-            return self.object(at, tree, path)
+            end = self.object(at, tree, path)
+            if _LEAF in tree:
+                self.spans.append(Span(path, at, end, {}))
+            return end
         if tree and opening == "[" and "*" in tree:
             return self.list(at, tree["*"], path)
         value, end = _scan(self.text, at)

@@ -9,7 +9,15 @@ from typing import Any
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 # At DEBUG most of these write out addresses and bodies, and some providers carry the key in the
 # address; the last one lists its plugins whenever it is imported.
-_TALKATIVE = ("urllib3", "requests", "google", "msal", "sqlalchemy", "alembic.runtime.plugins")
+_TALKATIVE = (
+    "urllib3",
+    "requests",
+    "google",
+    "msal",
+    "sqlalchemy",
+    "huey",
+    "alembic.runtime.plugins",
+)
 
 
 class JsonLines(logging.Formatter):

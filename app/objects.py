@@ -38,6 +38,49 @@ class Model(TypedDict):
     owned_by: str
 
 
+class RequestCounts(TypedDict):
+    total: int
+    completed: int
+    failed: int
+
+
+class Batch(TypedDict):
+    """A batch; times are Unix seconds. From a provider it has the upstream's ids."""
+
+    id: str
+    object: Literal["batch"]
+    endpoint: str
+    errors: dict[str, Any] | None
+    input_file_id: str
+    completion_window: str
+    status: str
+    output_file_id: str | None
+    error_file_id: str | None
+    created_at: int
+    in_progress_at: int | None
+    expires_at: int | None
+    finalizing_at: int | None
+    completed_at: int | None
+    failed_at: int | None
+    expired_at: int | None
+    cancelling_at: int | None
+    cancelled_at: int | None
+    request_counts: RequestCounts
+    metadata: dict[str, str] | None
+    usage: NotRequired[dict[str, Any]]
+    model: NotRequired[str]
+
+
+BATCH_FINAL = frozenset({"completed", "failed", "expired", "cancelled"})
+"""States that a batch does not leave."""
+
+JOB_FINAL = frozenset({"succeeded", "failed", "cancelled"})
+"""States that a fine-tuning job does not leave."""
+
+FineTuningJob = dict[str, Any]
+"""A fine-tuning job: OpenAI's required keys are there, whatever else the upstream told is kept."""
+
+
 class Page(TypedDict):
     object: Literal["list"]
     data: list[Any]

@@ -81,10 +81,18 @@ class Settings:
     max_batch_file_size_mb: int = 200
     max_batch_file_records: int = 50_000
     max_request_size_mb: int = 128
+    max_batch_row_mb: int = 16
+    validate_batch_files: bool = True
     max_inline_file_size_mb: int = 20
     allow_unrecorded_ids: bool = False
     hide_foreign_objects: bool = False
     migrate_on_start: bool = True
+    file_wait_seconds: float = 60.0
+    poll_seconds: float = 5.0
+    poll_max_seconds: float = 300.0
+    give_up_days: float = 14.0
+    auto_register_fine_tuned: bool = False
+    task_queue_url: str | None = field(default=None, repr=False)
     routing_strategy: Literal["simple-shuffle", "least-busy"] = "simple-shuffle"
     cooldown_seconds: float = 5.0
     warnings: tuple[str, ...] = ()

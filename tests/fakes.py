@@ -4,18 +4,20 @@ import json
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from marshmallow import INCLUDE, Schema
 
 from app.errors import GatewayError, NotFound
-from app.providers.protocol import Operation, Place, Provider, StoredFile
+from app.objects import Batch, FineTuningJob
+from app.providers.openai_jobs import batch_of, job_of
+from app.providers.protocol import BatchRequest, Operation, Place, Provider, StoredFile
 from app.providers.wire.byte_range import part_of
 from app.settings import Deployment
 from app.transfers import Cancellation, Download, Reply, Upload
-from tests.builders import make_deployment, make_place
+from tests.builders import make_deployment, make_place, make_upload
 
 
 class AnyParams(Schema):
@@ -47,7 +49,14 @@ class FakeProvider(Provider):
 
     name = "fake"
     operations = frozenset(
-        {Operation.FILES, Operation.CHAT, Operation.COMPLETIONS, Operation.EMBEDDINGS}
+        {
+            Operation.FILES,
+            Operation.CHAT,
+            Operation.COMPLETIONS,
+            Operation.EMBEDDINGS,
+            Operation.BATCHES,
+            Operation.FINE_TUNING,
+        }
     )
     Params = AnyParams
 
@@ -64,6 +73,8 @@ class FakeProvider(Provider):
         self.contents: dict[str, bytes] = {}
         self.stored: dict[str, StoredFile] = {}
         self.replies: list[Reply] = []
+        self.remote_batches: dict[str, Batch] = {}
+        self.remote_jobs: dict[str, FineTuningJob] = {}
         self.during_upload: Callable[[], None] = lambda: None
         """Called in the middle of every upload."""
         self._failures: list[_Failure] = []
@@ -143,6 +154,96 @@ class FakeProvider(Provider):
             self.contents.pop(file_id, None)
         _raise(failure)
 
+    def create_batch(self, request: BatchRequest) -> Batch:
+        failure = self._called("create_batch", request)
+        self._found(request.input_file_id)
+        batch = batch_of(
+            {
+                "id": f"batch_{uuid.uuid4().hex}",
+                "endpoint": request.endpoint,
+                "input_file_id": request.input_file_id,
+                "completion_window": request.completion_window,
+                "created_at": int(time.time()),
+                "metadata": request.metadata,
+            }
+        )
+        with self._lock:
+            self.remote_batches[batch["id"]] = batch
+        _raise(failure)
+        return batch
+
+    def retrieve_batch(self, batch_id: str) -> Batch:
+        _raise(self._called("retrieve_batch", batch_id))
+        batch: Batch = _known(self.remote_batches, batch_id)
+        return batch
+
+    def batches(self) -> Iterator[Batch]:
+        self._called("batches")
+        return iter(reversed(list(self.remote_batches.values())))
+
+    def cancel_batch(self, batch_id: str) -> Batch:
+        failure = self._called("cancel_batch", batch_id)
+        batch = self.step(batch_id, status="cancelling")
+        _raise(failure)
+        return batch
+
+    def step(self, batch_id: str, **changes: Any) -> Batch:
+        """Let the upstream change a batch, as `step(id, status="in_progress")`."""
+        with self._lock:
+            batch: Batch = {**_known(self.remote_batches, batch_id), **changes}  # type: ignore[typeddict-item]  # keys of a Batch
+            self.remote_batches[batch_id] = batch
+        return batch
+
+    def finish(self, batch_id: str, output: bytes, errors: bytes | None = None) -> None:
+        """Let the upstream complete a batch with these files."""
+        made = {"output_file_id": output, "error_file_id": errors}
+        ids = {
+            key: self.upload(make_upload(content, purpose="batch_output")).id
+            for key, content in made.items()
+            if content is not None
+        }
+        self.step(batch_id, status="completed", completed_at=int(time.time()), **ids)
+
+    def create_job(self, body: Mapping[str, Any]) -> FineTuningJob:
+        failure = self._called("create_job", dict(body))
+        self._found(body["training_file"])
+        made = {"id": f"ftjob-{uuid.uuid4().hex}", "created_at": int(time.time())}
+        job = job_of({**body, **made, "status": "validating_files"})
+        with self._lock:
+            self.remote_jobs[job["id"]] = job
+        _raise(failure)
+        return job
+
+    def retrieve_job(self, job_id: str) -> FineTuningJob:
+        _raise(self._called("retrieve_job", job_id))
+        job: FineTuningJob = _known(self.remote_jobs, job_id)
+        return job
+
+    def jobs(self) -> Iterator[FineTuningJob]:
+        self._called("jobs")
+        return iter(reversed(list(self.remote_jobs.values())))
+
+    def steer_job(self, job_id: str, action: Literal["cancel", "pause", "resume"]) -> FineTuningJob:
+        failure = self._called("steer_job", job_id, action)
+        status = {"cancel": "cancelled", "pause": "paused", "resume": "queued"}[action]
+        job = self.step_job(job_id, status=status)
+        _raise(failure)
+        return job
+
+    def step_job(self, job_id: str, **changes: Any) -> FineTuningJob:
+        """Let the upstream change a job, as `step_job(id, status="running")`."""
+        with self._lock:
+            job = {**_known(self.remote_jobs, job_id), **changes}
+            self.remote_jobs[job_id] = job
+        return job
+
+    def job_page(
+        self, job_id: str, what: Literal["events", "checkpoints"], after: str | None, limit: int
+    ) -> dict[str, Any]:
+        self._called("job_page", job_id, what, after, limit)
+        _known(self.remote_jobs, job_id)
+        return {"object": "list", "data": [], "has_more": False}
+
     def infer(
         self,
         operation: Operation,
@@ -204,3 +305,9 @@ def _completion(model: str) -> dict[str, Any]:
         "choices": [{"index": 0, "message": message, "finish_reason": "stop", "logprobs": None}],
         "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2},
     }
+
+
+def _known(things: Mapping[str, Any], key: str) -> Any:
+    if key not in things:
+        raise NotFound(f"there is no {key}")
+    return things[key]

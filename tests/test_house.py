@@ -22,6 +22,7 @@ NO_PROVIDERS = {
     "content_store",
     "google_token",
     "multipart",
+    "openai_jobs",
     "openai_style",
     "params",
     "protocol",

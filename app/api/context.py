@@ -9,10 +9,13 @@ from flask import current_app, g, request
 
 from app.db.engine import Database
 from app.services.access import Access, Caller
+from app.services.batches import Batches
 from app.services.file_lists import FileLists
 from app.services.files import Files
+from app.services.fine_tuning import FineTuning
 from app.services.inference import Inference
 from app.services.router import Router
+from app.services.upkeep import Upkeep
 from app.services.uploads import Uploads
 from app.settings import Settings
 
@@ -32,6 +35,9 @@ class Services:
     file_lists: FileLists
     uploads: Uploads
     inference: Inference
+    batches: Batches
+    fine_tuning: FineTuning
+    upkeep: Upkeep
 
 
 def services() -> Services:

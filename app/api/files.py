@@ -11,7 +11,7 @@ from app.api.auth import Guard, guard
 from app.api.context import caller, note, services
 from app.api.form import spooled_form
 from app.api.schemas import FileListQuery, UploadFields, expires_after, load, single_values
-from app.errors import InvalidRequest, TooLarge, UpstreamError
+from app.errors import InvalidRequest, UpstreamError
 from app.objects import FileDeleted, FileObject, Page
 from app.services.files import Content
 from app.services.router import Hints
@@ -40,14 +40,6 @@ def create(**_: str) -> FileObject:
             raise InvalidRequest("the form has no part named 'file'", param="file")
         if spooled.size == 0:
             raise InvalidRequest("the file is empty", param="file")
-        batch_limit = settings.max_batch_file_size_mb * MB
-        if fields["purpose"] == "batch" and spooled.size > batch_limit:
-            raise TooLarge(
-                f"the batch file is too large: {spooled.size} bytes were sent, "
-                f"{batch_limit} bytes are allowed",
-                param="file",
-                code="file_too_large",
-            )
         upload = Upload(
             path=spooled.path,
             filename=spooled.filename,

@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Row, Select, and_, case, delete, func, or_, select, update
 from sqlalchemy.orm import Session
 
-from app.db.tables import File, Key, User, now
+from app.db.tables import File, Job, Key, TunedModel, UploadSession, User, now
 
 
 @dataclass(frozen=True)
@@ -159,8 +159,18 @@ def delete_keys(session: Session, ids: Sequence[str]) -> None:
 
 
 def give_files(session: Session, owner: str, new_owner: str) -> None:
-    """Make every file of `owner`, in whatever state, a file of `new_owner`."""
-    session.execute(update(File).where(File.owner == owner).values(owner=new_owner))
+    """Make everything that `owner` has `new_owner`'s: files and uploads, jobs and their models.
+
+    A job goes with its files, whoever gets them: what it makes later belongs to its owner.
+    """
+    # Jobs first: who adopts a job's output holds its row, so no output can slip in between.
+    for table in (Job, File, UploadSession):
+        session.execute(update(table).where(table.owner == owner).values(owner=new_owner))
+    twins = select(TunedModel.model_name).where(TunedModel.owner == new_owner)
+    session.execute(
+        delete(TunedModel).where(TunedModel.owner == owner, TunedModel.model_name.in_(twins))
+    )
+    session.execute(update(TunedModel).where(TunedModel.owner == owner).values(owner=new_owner))
 
 
 def give_up_files(session: Session, owner: str) -> list[str]:

@@ -19,7 +19,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-HEAD = "0002"
+HEAD = "0003"
 """The newest migration; a test holds it against the migrations folder."""
 
 
@@ -179,6 +179,64 @@ class Copy(Base):
     expires_at: Mapped[dt.datetime | None]
     created_at: Mapped[dt.datetime]
     updated_at: Mapped[dt.datetime]
+
+
+class Job(Base):
+    """A batch or a fine-tuning job. The row is committed before the upstream is asked.
+
+    `type`: batch or fine_tuning; `kind`: unified, encoded or raw, as for files. `state`: intended
+    (asked for, the answer is not known), active, final (the upstream will change it no more), lost
+    (given up on) or void (nothing was started). `upstream_id` is what the upstream called it.
+    `request` is what the caller sent, `snapshot` the upstream's last word, with its own ids.
+    A worker that looks at it holds `lease_until`.
+    """
+
+    __tablename__ = "jobs"
+    __table_args__ = (
+        UniqueConstraint("deployment_id", "type", "upstream_id"),
+        Index("ix_jobs_owner_created", "owner", "type", "created_at", "id"),
+        Index("ix_jobs_upstream_id", "upstream_id"),
+        Index("ix_jobs_due", "state", "next_look_at"),
+        Index("ix_jobs_input", "input_uuid", "state"),
+        Index("ix_jobs_validation", "validation_uuid", "state"),
+    )
+
+    id: Mapped[str] = mapped_column(String(36), primary_key=True)
+    type: Mapped[str] = mapped_column(String(16))
+    kind: Mapped[str] = mapped_column(String(16))
+    public_id: Mapped[str | None] = mapped_column(Text)
+    owner: Mapped[str] = mapped_column(String(300))
+    model_name: Mapped[str | None] = mapped_column(String(255))
+    deployment_id: Mapped[str] = mapped_column(String(255))
+    provider: Mapped[str] = mapped_column(String(64))
+    upstream_id: Mapped[str | None] = mapped_column(String(512))
+    upstream_input_id: Mapped[str] = mapped_column(Text)
+    input_uuid: Mapped[str | None] = mapped_column(String(36))
+    validation_uuid: Mapped[str | None] = mapped_column(String(36))
+    request: Mapped[dict[str, Any]]
+    snapshot: Mapped[dict[str, Any]]
+    status: Mapped[str] = mapped_column(String(32))
+    state: Mapped[str] = mapped_column(String(16))
+    looks: Mapped[int]
+    next_look_at: Mapped[dt.datetime]
+    lease_until: Mapped[dt.datetime | None]
+    last_error: Mapped[str | None] = mapped_column(Text)
+    created_at: Mapped[dt.datetime]
+    updated_at: Mapped[dt.datetime]
+
+
+class TunedModel(Base):
+    """A model that a fine-tuning job made, as a deployment of the job's owner alone."""
+
+    __tablename__ = "tuned_models"
+    __table_args__ = (UniqueConstraint("owner", "model_name"),)
+
+    id: Mapped[str] = mapped_column(String(36), primary_key=True)
+    owner: Mapped[str] = mapped_column(String(300))
+    model_name: Mapped[str] = mapped_column(String(255))
+    deployment_id: Mapped[str] = mapped_column(String(255))
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
+    created_at: Mapped[dt.datetime]
 
 
 class UploadSession(Base):

@@ -1,12 +1,14 @@
 """Azure OpenAI: classic api-version addresses and the /openai/v1 ones, by key or Entra token."""
 
 import threading
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
 from marshmallow import RAISE, Schema, ValidationError, fields, validates_schema
 
 from app.errors import InvalidRequest, UpstreamAuthFailed
+from app.objects import FineTuningJob
 from app.providers.openai_style import OpenAIStyle, check_expiry
 from app.providers.params import is_address, is_header_text
 from app.providers.protocol import Operation, Place, StoredFile
@@ -17,6 +19,7 @@ from app.transfers import Upload
 DEFAULT_API_VERSION = "2024-10-21"
 AUTHORITY = "https://login.microsoftonline.com"
 SCOPE = "https://cognitiveservices.azure.com/.default"
+TRAINING_TYPE = "globalstandard"
 _DAY = 24 * 3600
 _ENTRA_SECONDS = 10
 _IN_DEPLOYMENT = {Operation.CHAT, Operation.COMPLETIONS, Operation.EMBEDDINGS}
@@ -60,6 +63,8 @@ class Azure(OpenAIStyle):
     """
 
     name = "azure"
+    # It must be deployed through the management plane first, which is the operator's business.
+    serves_tuned_models = False
     Params = AzureParams
 
     def __init__(self, deployment: Deployment, place: Place) -> None:
@@ -83,6 +88,14 @@ class Azure(OpenAIStyle):
     def upload(self, upload: Upload) -> StoredFile:
         check_expiry(upload, 14 * _DAY, 30 * _DAY, "Azure")
         return super().upload(upload)
+
+    def row_url(self, url: str) -> str:
+        # The v1 surface spells it as OpenAI does, the classic one without /v1.
+        return url if self._is_v1 else url.removeprefix("/v1")
+
+    def create_job(self, body: Mapping[str, Any]) -> FineTuningJob:
+        # Without it Azure answers that the base model does not support fine-tuning.
+        return super().create_job({"trainingType": TRAINING_TYPE, **body})
 
     def path(self, path: str) -> str:
         return path + self._query

@@ -1,21 +1,20 @@
 """OpenAI's own endpoints over any Upstream; openai and azure add address and headers."""
 
-import datetime as dt
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 from urllib.parse import quote
 
 from app.errors import InvalidRequest, NotFound, RangeNotSatisfiable, UpstreamError
+from app.objects import Batch, FineTuningJob
 from app.providers.multipart import MultipartFile
-from app.providers.protocol import Operation, Provider, StoredFile
+from app.providers.openai_jobs import OpenAIJobs, seconds
+from app.providers.protocol import BatchRequest, Operation, Provider, StoredFile
 from app.providers.upstream import Answer, Upstream, clean, error_of
 from app.transfers import Cancellation, Download, Reply, Upload
 
 _ERROR_BYTES = 1024 * 1024
 _PAGE = "10000"
-_LAST_SECOND = 253_402_300_799
-"""The last one of the year 9999; no database takes a later moment."""
 
 # Both providers' words for OpenAI's. Source: Azure OpenAI REST reference, Files; read 2026-11.
 _STATUS: dict[str, Literal["uploaded", "processed", "error"]] = {
@@ -131,6 +130,39 @@ class OpenAIStyle(Provider):
         path = self.inference_path(operation, upstream_model)
         return infer(self.upstream, path, body, cancellation)
 
+    def create_batch(self, request: BatchRequest) -> Batch:
+        return self._jobs.create_batch(request)
+
+    def retrieve_batch(self, batch_id: str) -> Batch:
+        return self._jobs.retrieve_batch(batch_id)
+
+    def batches(self) -> Iterator[Batch]:
+        return self._jobs.batches()
+
+    def cancel_batch(self, batch_id: str) -> Batch:
+        return self._jobs.cancel_batch(batch_id)
+
+    def create_job(self, body: Mapping[str, Any]) -> FineTuningJob:
+        return self._jobs.create_job(body)
+
+    def retrieve_job(self, job_id: str) -> FineTuningJob:
+        return self._jobs.retrieve_job(job_id)
+
+    def jobs(self) -> Iterator[FineTuningJob]:
+        return self._jobs.jobs()
+
+    def steer_job(self, job_id: str, action: Literal["cancel", "pause", "resume"]) -> FineTuningJob:
+        return self._jobs.steer_job(job_id, action)
+
+    def job_page(
+        self, job_id: str, what: Literal["events", "checkpoints"], after: str | None, limit: int
+    ) -> dict[str, Any]:
+        return self._jobs.job_page(job_id, what, after, limit)
+
+    @property
+    def _jobs(self) -> OpenAIJobs:
+        return OpenAIJobs(self.upstream, self.path)
+
     def routing_fields(self) -> dict[str, str]:
         """Form fields of an upload that say for which model it is, where the provider asks."""
         return {}
@@ -158,10 +190,10 @@ class OpenAIStyle(Provider):
             filename=clean(str(answer.get("filename") or "")),
             purpose=clean(str(answer.get("purpose") or "")),
             size=size if type(size) is int and size >= 0 else None,
-            created_at=_seconds(answer.get("created_at")) or 0,
+            created_at=seconds(answer.get("created_at")) or 0,
             status=_STATUS.get(str(answer.get("status", "processed")).lower(), "processed"),
             status_details=clean(details) if isinstance(details, str) else None,
-            expires_at=_seconds(answer.get("expires_at")),
+            expires_at=seconds(answer.get("expires_at")),
         )
 
     def _not_understood(self, what: str) -> UpstreamError:
@@ -223,15 +255,3 @@ def check_expiry(upload: Upload, shortest: int, longest: int, provider: str) -> 
 
 def _is_gone(answer: Any) -> bool:
     return str(answer.get("status", "")).lower() in ("deleting", "deleted")
-
-
-def _seconds(value: Any) -> int | None:
-    """Unix seconds from a number or from the ISO text that Azure sometimes writes, in UTC."""
-    if isinstance(value, str):
-        try:
-            moment = dt.datetime.fromisoformat(value)
-        except ValueError:
-            return None
-        value = (moment if moment.tzinfo else moment.replace(tzinfo=dt.UTC)).timestamp()
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return int(value) if is_number and 0 <= value <= _LAST_SECOND else None

@@ -7,7 +7,7 @@ provider it has. No exception but GatewayError leaves a provider. Deleting what 
 error.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -16,8 +16,9 @@ from typing import Any, ClassVar, Literal
 from marshmallow import Schema
 
 from app.errors import NotSupported
+from app.objects import Batch, FineTuningJob
 from app.settings import Deployment
-from app.transfers import Cancellation, Download, Reply, Upload
+from app.transfers import Cancellation, Download, ExpiresAfter, Reply, Upload
 
 
 class Operation(StrEnum):
@@ -28,6 +29,8 @@ class Operation(StrEnum):
     COMPLETIONS = "completions"
     EMBEDDINGS = "embeddings"
     RESPONSES = "responses"
+    BATCHES = "batches"
+    FINE_TUNING = "fine_tuning"
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,20 @@ class StoredFile:
     status: Literal["uploaded", "processed", "error"] = "processed"
     status_details: str | None = None
     expires_at: int | None = None
+
+
+@dataclass(frozen=True)
+class BatchRequest:
+    """What a batch is created from; `input_file_id` is the upstream's, `endpoint` its spelling.
+
+    None means that the caller did not set it, so it is not sent.
+    """
+
+    input_file_id: str
+    endpoint: str
+    completion_window: str
+    metadata: dict[str, str] | None = None
+    output_expires_after: ExpiresAfter | None = None
 
 
 @dataclass(frozen=True)
@@ -68,6 +85,8 @@ class Provider:
     aliases: ClassVar[tuple[str, ...]] = ()
     """Other prefixes in `litellm_params.model` that mean this provider."""
     operations: ClassVar[frozenset[Operation]] = frozenset()
+    serves_tuned_models: ClassVar[bool] = True
+    """Whether a fine-tuned model can be called as soon as its job has succeeded."""
     Params: ClassVar[type[Schema]]
     """Checks `Deployment.params`; an instance gets the loaded value as `self.params`."""
 
@@ -125,6 +144,48 @@ class Provider:
         none in time.
         """
         raise self._unsupported(operation)
+
+    def row_url(self, url: str) -> str:
+        """How this provider spells the url of a batch row, given OpenAI's (`/v1/...`)."""
+        return url
+
+    def create_batch(self, request: BatchRequest) -> Batch:
+        """Start a batch. An UpstreamError is `retryable` when nothing was started for sure."""
+        raise self._unsupported(Operation.BATCHES)
+
+    def retrieve_batch(self, batch_id: str) -> Batch:
+        """The batch as it is now. Raises NotFound."""
+        raise self._unsupported(Operation.BATCHES)
+
+    def batches(self) -> Iterator[Batch]:
+        """Every batch of the account, newest first."""
+        raise self._unsupported(Operation.BATCHES)
+
+    def cancel_batch(self, batch_id: str) -> Batch:
+        """Ask for the end of a batch; the batch as it is then. Raises NotFound."""
+        raise self._unsupported(Operation.BATCHES)
+
+    def create_job(self, body: Mapping[str, Any]) -> FineTuningJob:
+        """Start a fine-tuning job from OpenAI's body, with this account's model and file ids."""
+        raise self._unsupported(Operation.FINE_TUNING)
+
+    def retrieve_job(self, job_id: str) -> FineTuningJob:
+        """The job as it is now. Raises NotFound."""
+        raise self._unsupported(Operation.FINE_TUNING)
+
+    def jobs(self) -> Iterator[FineTuningJob]:
+        """Every fine-tuning job of the account, newest first."""
+        raise self._unsupported(Operation.FINE_TUNING)
+
+    def steer_job(self, job_id: str, action: Literal["cancel", "pause", "resume"]) -> FineTuningJob:
+        """Cancel, pause or resume; the job as it is then. Raises NotFound."""
+        raise self._unsupported(Operation.FINE_TUNING)
+
+    def job_page(
+        self, job_id: str, what: Literal["events", "checkpoints"], after: str | None, limit: int
+    ) -> dict[str, Any]:
+        """A page of a job's events or checkpoints, as OpenAI's list object, newest first."""
+        raise self._unsupported(Operation.FINE_TUNING)
 
     def _unsupported(self, operation: Operation) -> NotSupported:
         return NotSupported(f"provider {self.name!r} does not support {operation.value}")

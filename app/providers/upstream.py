@@ -2,7 +2,9 @@
 
 import io
 import json
+import math
 import os
+import re
 import socket
 import ssl
 import threading
@@ -33,6 +35,9 @@ CONNECT_TIMEOUT_SECONDS = 5.0
 CHUNK_BYTES = 256 * 1024
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 """The largest JSON answer that is read whole; a list of 10,000 files has about 3 MB."""
+
+# What a text or a number in JSON may be, and neither a database nor UTF-8 takes.
+_SUSPICIOUS = re.compile(rb"\\u(?:0000|[dD][89a-fA-F])|\xed[\xa0-\xbf]|[0-9][eE]\+?[0-9]{3}")
 
 _BUSY = (429, 503)
 _TROUBLE = (408, 429, 500, 502, 503, 504)
@@ -95,6 +100,17 @@ class Upstream:
         """
         headers = {"Content-Type": content_type}
         with self._send(self._uploading, "POST", path, data=body, headers=headers) as answer:
+            self._raise_for_status(answer)
+            return self._object(answer)
+
+    def post(self, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """POST a small JSON body, once; the JSON object of the answer.
+
+        An UpstreamError is `retryable` when the upstream has done nothing for sure.
+        """
+        data = b"" if body is None else json.dumps(body).encode()
+        headers = {"Content-Type": "application/json"}
+        with self._send(self._uploading, "POST", path, data=data, headers=headers) as answer:
             self._raise_for_status(answer)
             return self._object(answer)
 
@@ -174,11 +190,13 @@ class Upstream:
         if not raw.strip():
             return {}
         try:
-            value = json.loads(raw)
+            # NaN is no JSON, yet some upstreams write it among their metrics.
+            value = json.loads(raw, parse_constant=lambda _name: None)
+            value = _clean_value(value) if _SUSPICIOUS.search(raw) else value
         except (ValueError, RecursionError) as error:
-            raise self._nonsense() from error
+            raise self.nonsense() from error
         if not isinstance(value, dict):
-            raise self._nonsense()
+            raise self.nonsense()
         return value
 
     def _read(self, answer: requests.Response) -> bytes:
@@ -187,14 +205,12 @@ class Upstream:
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise self._failure(error) from error
         if len(raw) > MAX_ANSWER_BYTES:
-            raise self._nonsense()
+            raise self.nonsense()
         return raw
 
-    def _nonsense(self) -> UpstreamError:
-        return UpstreamError(
-            f"{self._deployment.provider} gave an answer that is not a JSON object",
-            **self._facts(),
-        )
+    def nonsense(self, what: str = "gave an answer that is not a JSON object") -> UpstreamError:
+        """The error for an answer that says yes and cannot be understood."""
+        return UpstreamError(f"{self._deployment.provider} {what}", **self._facts())
 
     def _facts(self) -> _Facts:
         return {"provider": self._deployment.provider, "deployment": self._deployment.id}
@@ -313,6 +329,17 @@ def error_of(raw: bytes, status: int) -> dict[str, Any]:
 def clean(text: str) -> str:
     """The text without what neither a database nor UTF-8 takes: NUL and half surrogate pairs."""
     return text.replace("\0", "").encode("utf-8", "replace").decode()
+
+
+def _clean_value(value: Any) -> Any:
+    """The same JSON with every text clean, and null for what is no number."""
+    if isinstance(value, dict):
+        return {clean(key): _clean_value(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_clean_value(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return clean(value) if isinstance(value, str) else value
 
 
 def _type_of(status: int) -> str:

@@ -7,7 +7,7 @@ be finished or taken back. No transaction is open while an upstream is waited fo
 
 import datetime as dt
 import logging
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from app import ids
 from app.db import files as rows
+from app.db import jobs as job_rows
 from app.db.engine import Database
 from app.db.tables import Copy, File, now
 from app.errors import (
@@ -32,6 +33,7 @@ from app.errors import (
 from app.objects import FileDeleted, FileObject
 from app.providers.protocol import Provider, StoredFile
 from app.services.access import Caller
+from app.services.batch_files import BatchFiles
 from app.services.fan_out import FanOut
 from app.services.file_objects import (
     copy_facts,
@@ -82,6 +84,7 @@ class Files:
         self._router = router
         self._lookup = lookup
         self._fan_out = fan_out
+        self._batch_files = BatchFiles(settings, router)
 
     # Upload
 
@@ -91,25 +94,45 @@ class Files:
         Raises the upstream's error, naming the model, when some model ends with no copy; what was
         stored is taken back first.
         """
+        if upload.purpose != "batch":
+            return self._create(caller, upload, way, {})
+        self._batch_files.check(caller, upload, way)
+        with self._batch_files.copies(upload, way, upload.path.parent) as copies:
+            return self._create(caller, upload, way, copies)
+
+    def _create(
+        self, caller: Caller, upload: Upload, way: Way, copies: Mapping[str, Upload]
+    ) -> FileObject:
+        """`copies` holds, by deployment id, what an upstream gets instead of the upload."""
         if way.kind == "unified":
-            return self._store(caller, upload, way, way.routes)
+            return self._store(caller, upload, way, way.routes, copies)
         routes = self._router.order(way.routes, lambda route: route.deployment.id)
         for route in routes[:-1]:
             try:
-                return self._store(caller, upload, way, (route,))
+                return self._store(caller, upload, way, (route,), copies)
             except UpstreamError as error:
                 if not error.retryable:
                     raise
                 self._router.rest(route.deployment.id)
-        return self._store(caller, upload, way, routes[-1:])
+        return self._store(caller, upload, way, routes[-1:], copies)
 
     def _store(
-        self, caller: Caller, upload: Upload, way: Way, routes: Sequence[Route]
+        self,
+        caller: Caller,
+        upload: Upload,
+        way: Way,
+        routes: Sequence[Route],
+        copies: Mapping[str, Upload],
     ) -> FileObject:
         file, planned = self._intend(caller, upload, way, routes)
         outcomes = self._fan_out.run(
             {
-                copy.id: partial(self._send, copy.id, route.provider, upload)
+                copy.id: partial(
+                    self._send,
+                    copy.id,
+                    route.provider,
+                    copies.get(route.deployment.id, upload),
+                )
                 for copy, route in planned
             }
         )
@@ -339,7 +362,9 @@ class Files:
                 if isinstance(error, UpstreamError) and error.retryable:
                     self._router.rest(route.deployment.id)
                 continue
-            return Content(opened, file.filename, file.mime_type, file.bytes, route.deployment.id)
+            # A batch file's copies were rewritten: their size is not the caller's.
+            size = None if file.purpose == "batch" else file.bytes
+            return Content(opened, file.filename, file.mime_type, size, route.deployment.id)
         if last is not None:
             raise last
         raise ContentNotAvailable(f"no copy of the file {file_id} can be read now", param="id")
@@ -359,6 +384,7 @@ class Files:
                 lambda route: _delete_known(route.provider, raw),
             )
         else:
+            self._refuse_while_read(found, file_id)
             remaining = self._delete_everywhere(found)
             if remaining:
                 names = sorted({copy.model_name or copy.provider for copy in remaining})
@@ -368,6 +394,17 @@ class Files:
                     param="id",
                 )
         return {"id": file_id, "object": "file", "deleted": True}
+
+    def _refuse_while_read(self, held: Held, file_id: str) -> None:
+        with self._database.read() as session:
+            job = job_rows.running_on(session, held.file.id)
+        if job is not None:
+            raise Conflict(
+                f"the file {file_id} is the input of {job.public_id or 'a job that is starting'}, "
+                f"which is {job.status}",
+                param="id",
+                code="file_in_use",
+            )
 
     def finish_deletes(self, file_uuids: Collection[str]) -> None:
         """Go on with deletes that are committed; what remains keeps its row."""

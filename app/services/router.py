@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
 from app.errors import (
@@ -19,6 +19,7 @@ from app.errors import (
 )
 from app.providers.protocol import Provider
 from app.services.access import Caller
+from app.services.tuned_models import TunedModels
 from app.settings import Deployment, Settings
 
 T = TypeVar("T")
@@ -47,6 +48,10 @@ class Hints:
 
     def __init__(self, found: Sequence[tuple[str, str, tuple[str, ...]]] = ()) -> None:
         self._found = tuple(found)
+
+    def first(self, kind: str) -> str | None:
+        """The first value of a selector, whatever else the request says."""
+        return next((values[0] for _, found, values in self._found if found == kind), None)
 
     def selector(self, *, inference: bool = False) -> Selector:
         """The one selector of the request. Raises AmbiguousRouting naming two that disagree."""
@@ -115,13 +120,16 @@ class Router:
         settings: Settings,
         providers: Mapping[str, Provider],
         *,
+        tuned_models: TunedModels | None = None,
         clock: Callable[[], float] = time.monotonic,
         rng: random.Random | None = None,
     ) -> None:
         self._settings = settings
         self._providers = providers
+        self._tuned_models = tuned_models
         self._deployments = tuple(d for d in settings.deployments if d.id in providers)
         self._accounts = tuple(d for d in settings.file_accounts if d.id in providers)
+        self._tuning = tuple(d for d in settings.finetune_accounts if d.id in providers)
         self._clock = clock
         self._rng = rng or random.Random()
         self._lock = threading.Lock()
@@ -137,11 +145,17 @@ class Router:
         listed = (*caller.key_models, *caller.user_models)
         covered = (name for name in listed if any(_covers(d, name) for d in self._deployments))
         names = dict.fromkeys(name for name in (*plain, *covered) if name is not None)
-        return [name for name in names if self._is_usable(name, caller)]
+        tuned = self._tuned_models.names(caller.owner) if self._tuned_models else []
+        return [
+            *(name for name in names if self._is_usable(name, caller)),
+            *(name for name, _ in tuned if self._tuned(name, caller)),
+        ]
 
     def routes(self, name: str, caller: Caller) -> tuple[Route, ...]:
         """The deployments behind a model name. Raises UnknownModel, ModelAccessDenied."""
         routes = self._routes(name)
+        if not routes and (tuned := self._tuned(name, caller)):
+            return tuned
         if not routes:
             raise UnknownModel(
                 f"the model {name!r:.200} does not exist; "
@@ -163,6 +177,17 @@ class Router:
             param="custom_llm_provider",
         )
 
+    def tuning_account(self, provider: str) -> Route:
+        """The account of `finetune_settings` for a provider, else that of `files_settings`."""
+        return self.tuning_accounts(provider)[0]
+
+    def tuning_accounts(self, provider: str) -> tuple[Route, ...]:
+        """The accounts where a provider's fine-tuning jobs may be. Raises UnknownProvider."""
+        tuning = [self._route(d, None) for d in self._tuning if d.provider == provider][:1]
+        if tuning and all(d.provider != provider for d in self._accounts):
+            return (*tuning,)
+        return (*tuning, self.account(provider))
+
     def way(self, selector: Selector, caller: Caller) -> Way:
         """How files that are asked for by this selector are kept; nothing named: the default.
 
@@ -181,11 +206,15 @@ class Router:
             return self._managed(usable or names, caller)
         return Way("raw", (), (self._default_account(caller),))
 
-    def by_id(self, deployment_id: str) -> Route | None:
-        """The deployment with this id, None when the configuration has it no more."""
-        for deployment in (*self._deployments, *self._accounts):
+    def by_id(self, deployment_id: str, model_name: str | None = None) -> Route | None:
+        """The deployment with this id, None when the configuration has it no more.
+
+        `model_name` says which of the many that a wildcard covers is meant.
+        """
+        for deployment in (*self._deployments, *self._accounts, *self._tuning):
             if deployment.id == deployment_id:
-                return self._route(deployment, deployment.model_name)
+                name = model_name if deployment.is_wildcard and model_name else None
+                return self._route(deployment, name or deployment.model_name)
         return None
 
     def accounts_of(self, name: str) -> frozenset[str]:
@@ -246,6 +275,20 @@ class Router:
             if d.model_name is not None
             and self._allowed(d.model_name, self._routes(d.model_name), caller)
         ]
+
+    def _tuned(self, name: str, caller: Caller) -> tuple[Route, ...]:
+        """The account of a model that one of the caller's own jobs made."""
+        if self._tuned_models is None:
+            return ()
+        deployment_id = self._tuned_models.deployment_of(caller.owner, name)
+        base = self.by_id(deployment_id) if deployment_id else None
+        if base is None:
+            return ()
+        # Who may use the model that was tuned may use what became of it.
+        may_base = base.model_name is not None and caller.may_use(base.model_name)
+        if not may_base and not caller.may_use(name, [f"{base.deployment.provider}/{name}"]):
+            return ()
+        return (replace(base, model_name=name, upstream_model=name),)
 
     def _managed(self, names: Sequence[str], caller: Caller) -> Way:
         routes: dict[str, Route] = {}

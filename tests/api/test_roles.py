@@ -24,6 +24,7 @@ from tests.fakes import FakeProvider
 
 # Roles in the order of the columns below. "own": the caller's thing, else it is somebody else's.
 ROLES = ("own", "foreign", "viewer own", "admin viewer", "admin", "no user")
+ROW = b'{"custom_id":"1","method":"POST","url":"/v1/chat/completions","body":{"model":"a"}}'
 REFUSED = ("no key", "wrong key", "blocked key", "expired key", "blocked user")
 
 FREE = (200, 200, 200, 200, 200, 200)  # shows everybody his own, administrators more
@@ -41,6 +42,10 @@ class Scene:
     key: str
     file_id: str
     upload_id: str
+    batch_file_id: str
+    training_id: str
+    batch_id: str
+    job_id: str
     caller: Person
 
 
@@ -88,6 +93,20 @@ def add_part(_: Scene) -> dict[str, Any]:
     return {"data": {"data": (io.BytesIO(b"x"), "upload")}}
 
 
+def start_batch(scene: Scene) -> dict[str, Any]:
+    return {
+        "json": {
+            "input_file_id": scene.batch_file_id,
+            "endpoint": "/v1/chat/completions",
+            "completion_window": "24h",
+        }
+    }
+
+
+def tune(scene: Scene) -> dict[str, Any]:
+    return {"json": {"model": "a", "training_file": scene.training_id}}
+
+
 def of_user(**more: Any) -> Request:
     return lambda scene: {"json": {"user_id": scene.owner_id, **more}}
 
@@ -125,6 +144,15 @@ DECISIONS: dict[str, tuple[tuple[int, ...], Request]] = {
     "POST /engines/<path:model>/chat/completions": (CHANGE, chat),
     "POST /engines/<path:model>/completions": (MAKE, infer),
     "POST /engines/<path:model>/embeddings": (MAKE, infer),
+    "POST /batches": (CHANGE, start_batch),
+    "GET /batches": (FREE, plain),
+    "GET /batches/<batch_id>": (LOOK, plain),
+    "POST /batches/<batch_id>/cancel": (CHANGE, plain),
+    "POST /fine_tuning/jobs": (CHANGE, tune),
+    "GET /fine_tuning/jobs": (FREE, plain),
+    "GET /fine_tuning/jobs/<job_id>": (LOOK, plain),
+    "POST /fine_tuning/jobs/<job_id>/<any(cancel, pause, resume):action>": (CHANGE, plain),
+    "GET /fine_tuning/jobs/<job_id>/<any(events, checkpoints):what>": (LOOK, plain),
     "GET /models": (FREE, plain),
     "GET /models/<path:model>": (FREE, plain),
     "GET /model/info": (FREE, plain),
@@ -178,7 +206,12 @@ def scene_of(gateway: Gateway, role: str) -> Scene:
     owner = gateway.person(owner_id)
     second = access.generate_key(operator(), {"user_id": owner_id})["key"]
     file_id = owner.upload(b"own things", target_model_names="a")
+    batch_file_id = owner.upload(ROW, name="a.jsonl", purpose="batch", target_model_names="a")
+    training_id = owner.upload(ROW, name="a.jsonl", purpose="fine-tune", target_model_names="a")
     upload_id = owner.post("/v1/uploads", **announce_scene()).get_json()["id"]
+    things = Scene(owner_id, second, file_id, upload_id, batch_file_id, training_id, "", "", owner)
+    batch_id = owner.post("/v1/batches", **start_batch(things)).get_json()["id"]
+    job_id = owner.post("/v1/fine_tuning/jobs", **tune(things)).get_json()["id"]
     caller = {
         "foreign": lambda: gateway.person(f"other-{number}"),
         "admin viewer": lambda: gateway.person(f"viewer-{number}", role=Role.PROXY_ADMIN_VIEWER),
@@ -194,7 +227,7 @@ def scene_of(gateway: Gateway, role: str) -> Scene:
         access.block_key(operator(), owner.secret)
     elif role == "expired key":
         access.update_key(operator(), owner.secret, {"expires_at": now() - dt.timedelta(seconds=1)})
-    return Scene(owner_id, second, file_id, upload_id, caller)
+    return replace(things, batch_id=batch_id, job_id=job_id, caller=caller)
 
 
 def announce_scene() -> dict[str, Any]:
@@ -228,6 +261,10 @@ def ask(scene: Scene, method: str, rule: str, *, as_method: str | None = None) -
         "<path:model>": "a",
         "<file_id>": scene.file_id,
         "<upload_id>": scene.upload_id,
+        "<batch_id>": scene.batch_id,
+        "<job_id>": scene.job_id,
+        "<any(cancel, pause, resume):action>": "pause",
+        "<any(events, checkpoints):what>": "events",
     }.items():
         path = path.replace(name, value)
     options = DECISIONS[f"{method} {normalised(rule)}"][1](scene)

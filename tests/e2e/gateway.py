@@ -331,6 +331,12 @@ class Account:
     def files(self) -> list[dict[str, Any]]:
         return self.upstream.files(self.name)
 
+    def batches(self) -> list[dict[str, Any]]:
+        return self.upstream.batches(self.name)
+
+    def jobs(self) -> list[dict[str, Any]]:
+        return self.upstream.jobs(self.name)
+
     def fail(self, **action: Any) -> int:
         return self.upstream.fail(self.name, **action)
 
@@ -417,6 +423,14 @@ class Upstream(Server):
         """What is stored now: `id`, `account`, `filename`, `size`, `sha256`, `purpose`, ..."""
         return list(self.control("GET", f"/files?account={account}" if account else "/files"))
 
+    def batches(self, account: str | None = None) -> list[dict[str, Any]]:
+        """OpenAI's object of each batch, oldest first, with `account`, `sent` and `polls`."""
+        return list(self.control("GET", f"/batches?account={account}" if account else "/batches"))
+
+    def jobs(self, account: str | None = None) -> list[dict[str, Any]]:
+        """The same of the fine-tuning jobs; `status` in OpenAI's words."""
+        return list(self.control("GET", f"/jobs?account={account}" if account else "/jobs"))
+
     def fail(
         self,
         account: str | None = None,
@@ -454,7 +468,7 @@ class Upstream(Server):
         self.control("DELETE", "/tokens")
 
     def reset(self, accounts: bool = False) -> None:
-        """Forget requests, faults and files; accounts too, if wanted."""
+        """Forget requests, faults, files, batches and jobs; accounts too, if wanted."""
         self.control("POST", "/reset", {"accounts": accounts})
 
     def wait_for_requests(self, number: int, timeout: float = 5.0, **which: Any) -> list[Seen]:
@@ -530,8 +544,14 @@ class Gateway(Server):
             )
         self._wait_ready("/health/readiness", self._ready_timeout)
         if self._with_worker:
-            self.worker = Server(f"{self.name}-worker", self.log_dir)
-            self.worker._spawn([MANIFOLD, "worker", "--config", str(self.config_path)], env, None)
+            self.worker = self.start_worker()
+
+    def start_worker(self, name: str = "worker") -> Server:
+        """A background worker, as `manifold worker`; whoever starts more than one ends them."""
+        worker = Server(f"{self.name}-{name}", self.log_dir)
+        env = _environment({"MANIFOLD_CONFIG": str(self.config_path), **self.env})
+        worker._spawn([MANIFOLD, "worker", "--config", str(self.config_path)], env, None)
+        return worker
 
     def client(self, key: str | None = None, v1: bool = True) -> openai.OpenAI:
         """The real client, without retries; the master key's unless told. Closed by `stop`."""

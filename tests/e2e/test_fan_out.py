@@ -42,7 +42,9 @@ class House:
     def accounts(self) -> tuple[Account, Account, Account]:
         return (self.east, self.west, self.other)
 
-    def upload(self, names: str = "a, b", purpose: Any = "batch", name: str = "rows.jsonl") -> Any:
+    def upload(
+        self, names: str = "a, b", purpose: Any = "fine-tune", name: str = "rows.jsonl"
+    ) -> Any:
         with closing(self.gateway.client()) as client:
             return client.files.create(
                 file=(name, ROWS), purpose=purpose, extra_body={"target_model_names": names}
@@ -107,7 +109,7 @@ def the_main_story(house: House, upstream: Upstream) -> None:
     assert {seen.file["sha256"] for seen in (first, second, third) if seen.file} == {
         east.files()[0]["sha256"]
     }
-    assert (file.filename, file.bytes, file.purpose) == ("rows.jsonl", len(ROWS), "batch")
+    assert (file.filename, file.bytes, file.purpose) == ("rows.jsonl", len(ROWS), "fine-tune")
     # `a` has a copy that is ready at once, in the east; so it is processed for every model.
     assert file.status == "processed"
 
@@ -192,7 +194,7 @@ def test_names_may_be_written_in_every_way(house, fields):
     file = house.gateway.api(
         "POST",
         "/v1/files",
-        data=[("purpose", "batch"), *fields],
+        data=[("purpose", "fine-tune"), *fields],
         files={"file": ("rows.jsonl", ROWS)},
     ).json()
 
@@ -317,7 +319,7 @@ def test_a_bad_name_sends_nothing_anywhere(house, upstream, names, status, code)
         closing(house.gateway.client(key)) as client,
     ):
         client.files.create(
-            file=("rows.jsonl", ROWS), purpose="batch", extra_body={"target_model_names": names}
+            file=("rows.jsonl", ROWS), purpose="fine-tune", extra_body={"target_model_names": names}
         )
     assert (error.value.status_code, error.value.code) == (status, code)
     assert names.split(", ")[1] in error.value.message
@@ -380,7 +382,7 @@ def test_a_model_gives_an_encoded_id_of_one_account(house, upstream):
     seen: set[str] = set()
     for _ in range(8):
         file = client.files.create(
-            file=("rows.jsonl", ROWS), purpose="batch", extra_body={"model": "a"}
+            file=("rows.jsonl", ROWS), purpose="fine-tune", extra_body={"model": "a"}
         )
         assert file.id.startswith("file-")
         [(account, ids)] = [(name, ids) for name, ids in house.stored().items() if ids]
@@ -401,7 +403,9 @@ def test_an_encoded_upload_moves_on_when_an_account_is_busy(house):
     client = house.gateway.client()
     house.west.fail(method="POST", path_regex="/files$", status=429)
     for _ in range(6):
-        client.files.create(file=("rows.jsonl", ROWS), purpose="batch", extra_body={"model": "a"})
+        client.files.create(
+            file=("rows.jsonl", ROWS), purpose="fine-tune", extra_body={"model": "a"}
+        )
     assert {name: len(ids) for name, ids in house.stored().items()} == {
         "east": 6,
         "west": 0,
@@ -413,7 +417,7 @@ def test_a_provider_gives_its_own_id(house, upstream):
     client = house.gateway.client()
     file = client.files.create(
         file=("rows.jsonl", ROWS),
-        purpose="batch",
+        purpose="fine-tune",
         extra_headers={"custom-llm-provider": "azure"},
     )
 
@@ -439,7 +443,7 @@ def test_ids_outlive_the_processes(house, end):
     unified = house.upload("a, b")
     client = house.gateway.client()
     encoded = client.files.create(
-        file=("rows.jsonl", ROWS), purpose="batch", extra_body={"model": "b"}
+        file=("rows.jsonl", ROWS), purpose="fine-tune", extra_body={"model": "b"}
     )
 
     house.gateway.close_clients()
@@ -493,7 +497,9 @@ def test_a_gateway_in_front_of_a_gateway(house, upstream, start_gateway, prefix)
     )
     with closing(front.client(front.new_user(user_id="somebody")["key"])) as client:
         file = client.files.create(
-            file=("rows.jsonl", ROWS), purpose="batch", extra_body={"target_model_names": "a, b"}
+            file=("rows.jsonl", ROWS),
+            purpose="fine-tune",
+            extra_body={"target_model_names": "a, b"},
         )
         for name, accounts in (("a", {"east", "west"}), ("b", {"other"})):
             told = echo(client.chat.completions.create(model=name, messages=ask(file.id)))
@@ -516,7 +522,7 @@ def test_a_gateway_in_front_of_a_gateway(house, upstream, start_gateway, prefix)
 
 def test_uploads_at_the_same_time_do_not_mix(house):
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        uploads = [pool.submit(house.upload, "a, b", "batch", f"{n}.jsonl") for n in range(8)]
+        uploads = [pool.submit(house.upload, "a, b", "fine-tune", f"{n}.jsonl") for n in range(8)]
         files = [each.result() for each in uploads]
     assert len({file.id for file in files}) == 8
     for account in house.accounts:

@@ -217,7 +217,9 @@ def test_the_azure_client_is_served(house, name, account, upstream_model):
 def test_the_azure_client_keeps_files_too(house):
     with closing(azure_client(house.gateway)) as client:
         file = client.files.create(
-            file=("rows.jsonl", b"{}\n"), purpose="batch", extra_body={"target_model_names": "blue"}
+            file=("rows.jsonl", b"{}\n"),
+            purpose="fine-tune",
+            extra_body={"target_model_names": "blue"},
         )
         assert [f.id for f in client.files.list()] == [file.id]
         assert client.files.content(file.id).read() == b"{}\n"

@@ -22,6 +22,7 @@ from tests.e2e.conftest import StartGateway
 from tests.e2e.gateway import MANIFOLD, ROOT, Upstream
 from tests.e2e.serve import Served, plain_environment, quoted
 from tests.e2e.test_first_run import first_command
+from tests.e2e.upstream_jobs import rows
 
 ADDRESS = "http://127.0.0.1:4000"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
@@ -138,7 +139,12 @@ def test_python_works(block, served, in_place, capsys):
     assert capsys.readouterr().out
 
 
-def test_python_that_needs_a_model_works_with_one(upstream: Upstream, start_gateway: StartGateway):
+def test_python_that_needs_a_model_works_with_one(
+    upstream: Upstream,
+    start_gateway: StartGateway,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
     """On the configuration that README.md shows, with our addresses in it."""
     [shown] = [b for b in BLOCKS if b.page == "README.md" and b.info == "yaml"]
     config = yaml.safe_load(shown.text)
@@ -153,6 +159,8 @@ def test_python_that_needs_a_model_works_with_one(upstream: Upstream, start_gate
     gateway = start_gateway(config, workers=1)
     client = gateway.client()
     uploaded = client.files.create(file=("report.pdf", b"%PDF-1.7 ..."), purpose="user_data")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.jsonl").write_bytes(rows(3, "gpt-4o"))
     blocks = [b for b in BLOCKS if b.info.startswith("python no-run:")]
     assert blocks
     for block in blocks:
@@ -246,8 +254,11 @@ def routes(tmp_path: Path) -> set[tuple[str, str]]:
         path = rule.rule
         if not path.startswith("/openai/deployments/"):
             path = path.removeprefix("/openai").removeprefix("/v1")
+        choice = re.search(r"<any\(([^)]*)\):\w+>", path)
+        words = choice[1].split(", ") if choice else [""]
         for verb in (rule.methods or set()) - {"HEAD", "OPTIONS"}:
-            found.add((verb, normal(path)))
+            for word in words:
+                found.add((verb, normal(path.replace(choice[0], word) if choice else path)))
     return found
 
 
@@ -270,6 +281,7 @@ def test_every_route_is_in_the_readme_and_the_readme_names_no_other(tmp_path):
 IN_WORDS = {
     "master_key": "made on first start",
     "database_url": "SQLite in `data_dir`",
+    "task_queue_url": "SQLite in `data_dir`",
     "default_target_model_names": "none",
 }
 
@@ -279,7 +291,7 @@ def as_written(value: Any) -> str:
         return f"`{str(value).lower()}`"
     if isinstance(value, Path):
         return f"`./{value}`"
-    return str(value) if isinstance(value, int) else f"`{value}`"
+    return f"{value:g}" if isinstance(value, int | float) else f"`{value}`"
 
 
 def test_every_setting_is_in_the_readme_with_its_default():

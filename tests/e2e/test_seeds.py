@@ -29,7 +29,7 @@ from tests.e2e.conftest import StartGateway, missing
 from tests.e2e.gateway import API_VERSION, Account, Gateway, Seeds, Upstream, seeds
 
 PDF = b"%PDF-1.7\n" + bytes(range(256)) * 40
-ROWS = b'{"custom_id": "1", "method": "POST", "url": "/v1/chat/completions", "body": {}}\n'
+ROWS = b'{"custom_id":"1","method":"POST","url":"/v1/chat/completions","body":{"model":"gpt-4o"}}\n'
 SEEDS_ID = (
     "bGl0ZWxsbV9wcm94eTphcHBsaWNhdGlvbi9vY3RldC1zdHJlYW07dW5pZmllZF9pZCwyYTgzOWIyYS03YzI1LTRiNTUt"
     "YTUxYS1lZjdhODljNzZkMzU7dGFyZ2V0X21vZGVsX25hbWVzLGdwdC00by1iYXRjaA"
@@ -54,7 +54,7 @@ class Way:
         close = "client.close()"
         if self.is_async:
             code = re.sub(
-                r"client\.[a-z.]+\(", r"await \g<0>", code.replace("OpenAI", "AsyncOpenAI")
+                r"client\.[a-z_.]+\(", r"await \g<0>", code.replace("OpenAI", "AsyncOpenAI")
             )
             close = f"await {close}"
         code = f"try:\n{indent(code, '    ')}\nfinally:\n    {close}\n"

@@ -79,6 +79,42 @@ class Account:
     """An Entra token that is always good."""
     token_ttl_s: int = 3599
     """`expires_in` of the tokens handed out."""
+    batch_delay_s: float = 0.3
+    """From a batch's creation to its end: validating, in_progress from 1/4, finalizing from 3/4."""
+    batch_polls: int | None = None
+    """Instead: so many retrieves to the end; the create call does not count, nor do lists."""
+    batch_stay: str | None = None
+    """A batch does not leave this state by itself (`in_progress`, `cancelling`, ...)."""
+    batch_end: str = "completed"
+    """How a good batch ends: `completed`, `failed` or `expired` (with part of its output)."""
+    capitalised: bool | None = None
+    """Batches say `In_progress`; None: Azure's do."""
+    iso_dates: bool = False
+    """Batches have dates as text, as in some of Azure's examples."""
+    sparse: bool = False
+    """Batches have null as `endpoint` and `request_counts` and lack all that is not set."""
+    list_as_value: bool = False
+    """The list of batches is `{"value": [...]}`, as of an older preview of Azure."""
+    cancel_refused_status: int | None = None
+    """Of cancelling a batch that has ended; None: 409, Azure 400."""
+    job_delay_s: float = 0.3
+    """The same as for batches: validating_files, queued from 1/4, running from 1/2."""
+    job_polls: int | None = None
+    job_stay: str | None = None
+    """A job does not leave this state by itself, in OpenAI's words (`running`, ...)."""
+    job_end: str = "succeeded"
+    """How a good job ends: `succeeded` or `failed`."""
+    job_steps: int = 3
+    """Steps of the training; each has an event and a checkpoint."""
+    training_type_required: bool = True
+    """Azure: 400 for a job without `trainingType`."""
+    organization: str = "fake"
+    """In the names of models that were tuned here."""
+    tuned: list[str] = field(default_factory=list)
+    """Those models; they exist beside `models`."""
+
+    def knows(self, model: str) -> bool:
+        return self.models is None or model in self.models or model in self.tuned
 
 
 @dataclass
@@ -237,6 +273,16 @@ class FakeUpstream:
         self.files: dict[str, Stored] = {}
         self.records: list[dict[str, Any]] = []
         self.faults: list[Fault] = []
+        self.inference = {
+            "/chat/completions": self._chat,
+            "/completions": self._completion,
+            "/embeddings": self._embeddings,
+            "/responses": self._responses,
+        }
+        # It builds on this module.
+        from tests.e2e.upstream_jobs import UpstreamJobs
+
+        self.jobs = UpstreamJobs(self)
 
     # ---------------------------------------------------------------- the course of a request
 
@@ -628,18 +674,15 @@ class FakeUpstream:
             and not exchange.query.get("api-version")
         ):
             raise Refusal(404, "Resource not found", azure_code="404")
+        with self.lock:
+            self.jobs.settle()
         method, rest, deployment = exchange.method, exchange.rest, None
         if door == "azure_classic" and (match := re.fullmatch("/deployments/([^/]+)(/.+)", rest)):
             deployment, rest = match.groups()
         if door == "engine" and rest.startswith("/files"):
             exchange.record["unexpected"] = True
             return json_answer({"detail": "Not Found"}, 404)
-        inference = {
-            "/chat/completions": self._chat,
-            "/completions": self._completion,
-            "/embeddings": self._embeddings,
-            "/responses": self._responses,
-        }
+        inference = self.inference
         # Classic Azure has all but responses below a deployment, and nothing else there.
         misplaced = door == "azure_classic" and (
             (deployment is None) == (rest in inference and rest != "/responses")
@@ -662,6 +705,8 @@ class FakeUpstream:
                 return self._delete_file(exchange, account, file_id)
         if match := re.fullmatch(r"/models(?:/(.+))?", rest):
             return self._models(account, match.group(1))
+        if deployment is None and (answer := self.jobs.answer(exchange, account, rest)):
+            return answer
         exchange.record["unexpected"] = True
         if door.startswith("azure"):
             raise Refusal(404, "Resource not found", azure_code="404")
@@ -741,10 +786,45 @@ class FakeUpstream:
         self._pause(exchange, account.upload_delay_s)
         if not azure:
             return json_answer(shown)
+        return json_answer(shown, 201, {"Location": self.location(exchange, file_id)})
+
+    def location(self, exchange: Exchange, made: str) -> str:
+        """Where Azure says that something new is."""
         scheme, host = exchange.environ["wsgi.url_scheme"], exchange.environ["HTTP_HOST"]
         query = exchange.environ.get("QUERY_STRING", "")
-        location = f"{scheme}://{host}{exchange.record['path']}/{file_id}"
-        return json_answer(shown, 201, {"Location": f"{location}?{query}" if query else location})
+        location = f"{scheme}://{host}{exchange.record['path']}/{made}"
+        return f"{location}?{query}" if query else location
+
+    def keep(
+        self,
+        account: Account,
+        filename: str,
+        purpose: str,
+        content: bytes,
+        expires_after: dict[str, Any] | None,
+    ) -> Stored:
+        """A file that the provider itself has made."""
+        with self.lock:
+            self.serial += 1
+            file_id = f"file-{secrets.token_hex(16 if account.kind == 'azure' else 11)}"
+            path = self.directory / file_id
+            path.write_bytes(content)
+            stored = Stored(
+                id=file_id,
+                account=account.name,
+                serial=self.serial,
+                filename=filename,
+                purpose=purpose,
+                content_type=None,
+                size=len(content),
+                sha256=hashlib.sha256(content).hexdigest(),
+                path=path,
+                created_at=int(time.time()),
+                polls_left=0,
+                expires_after=expires_after,
+            )
+            self.files[file_id] = stored
+            return stored
 
     def _expiry(self, exchange: Exchange, form: dict[str, str]) -> dict[str, Any] | None:
         azure = exchange.door.startswith("azure")
@@ -887,7 +967,7 @@ class FakeUpstream:
     # ---------------------------------------------------------------- inference
 
     def _models(self, account: Account, name: str | None) -> Answer:
-        names = account.models or ["gpt-4o", "gpt-4o-mini"]
+        names = [*(account.models or ["gpt-4o", "gpt-4o-mini"]), *account.tuned]
         data = [{"id": n, "object": "model", "created": 1, "owned_by": "fake"} for n in names]
         if name is None:
             return json_answer({"object": "list", "data": data})
@@ -925,7 +1005,7 @@ class FakeUpstream:
                 param="model",
                 code="missing_required_parameter",
             )
-        if account.models is not None and model not in account.models:
+        if not account.knows(str(model)):
             raise self._no_model(account, model)
         found = list(file_ids(body))
         if account.kind == "engine" and found:
@@ -954,6 +1034,8 @@ class FakeUpstream:
         }
         if account.kind == "engine":
             echo["body"] = body
+        if custom_id := exchange.record.get("custom_id"):
+            echo["custom_id"] = custom_id  # A row of a batch.
         return make(exchange, account, str(model), json.dumps(echo))
 
     def _usage(self, exchange: Exchange, text: str) -> dict[str, int]:
@@ -1151,6 +1233,7 @@ class FakeUpstream:
         self, method: str, path: str, query: dict[str, str], body: dict[str, Any]
     ) -> Answer:
         wanted = query.get("account")
+        self.jobs.settle()
         match method, path:
             case "GET", "/requests":
                 chosen = [r for r in self.records if wanted in (None, r["account"])]
@@ -1168,6 +1251,10 @@ class FakeUpstream:
                         if wanted in (None, stored.account)
                     ]
                 )
+            case "GET", "/batches":
+                return json_answer(self.jobs.inspect_batches(wanted))
+            case "GET", "/jobs":
+                return json_answer(self.jobs.inspect_jobs(wanted))
             case "GET", "/accounts":
                 return json_answer([vars(a) for a in self.accounts.values()])
             case "POST", "/accounts":
@@ -1190,6 +1277,7 @@ class FakeUpstream:
             case "POST", "/reset":
                 self._release()
                 self.faults, self.records = [], []
+                self.jobs.forget()
                 for stored in list(self.files.values()):
                     self._forget(stored)
                 if body.get("accounts"):
@@ -1207,6 +1295,7 @@ class FakeUpstream:
                 account.key,
             ):
                 raise ValueError(f"{other.name!r} has that key already")
+        self.jobs.forget(account.name)
         for stored in list(self.files.values()):
             if stored.account == account.name:
                 self._forget(stored)

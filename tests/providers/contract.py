@@ -25,7 +25,8 @@ from app.errors import (
     UpstreamError,
     UpstreamTimeout,
 )
-from app.providers.protocol import Operation, Provider
+from app.providers.protocol import BatchRequest, Operation, Provider
+from app.services.batch_files import openai_url
 from app.transfers import Cancellation, Download
 from tests.builders import make_upload
 
@@ -154,11 +155,87 @@ class ProviderContract:
         for operation in frozenset(Operation) - provider.operations - {Operation.FILES}:
             with pytest.raises(NotSupported, match=operation.value):
                 provider.infer(operation, BODY, "m", Cancellation())
-        if Operation.FILES in provider.operations:
-            return
-        for call in file_calls(provider, self.unknown_id, self.purpose):
-            with pytest.raises(NotSupported):
+        for name in (Operation.FILES, Operation.BATCHES, Operation.FINE_TUNING):
+            if name in provider.operations:
+                continue
+            for call in _CALLS[name](provider, self.unknown_id, self.purpose):
+                with pytest.raises(NotSupported):
+                    call()
+
+    @pytest.mark.parametrize("metadata", [None, {}, {"k": "v"}], ids=["none", "empty", "a pair"])
+    def test_a_batch_is_described_as_it_was_asked_for(
+        self, provider: Provider, metadata: dict[str, str] | None
+    ) -> None:
+        file_id = _batch_input(provider)
+        endpoint = provider.row_url("/v1/responses")
+        request = BatchRequest(file_id, endpoint, "24h", metadata)
+        before = int(time.time())
+        batch = provider.create_batch(request)
+        assert (batch["input_file_id"], batch["completion_window"]) == (file_id, "24h")
+        assert openai_url(batch["endpoint"]) == "/v1/responses"
+        assert (batch["metadata"] or {}) == (metadata or {})
+        assert batch["status"] == "validating"
+        assert (batch["output_file_id"], batch["error_file_id"]) == (None, None)
+        assert before - 60 <= batch["created_at"] <= time.time() + 60
+        assert provider.retrieve_batch(batch["id"]) == batch
+
+    def test_the_list_has_every_batch_newest_first(self, provider: Provider) -> None:
+        file_id = _batch_input(provider)
+        assert list(provider.batches()) == []
+        request = BatchRequest(file_id, provider.row_url("/v1/responses"), "24h")
+        made = [provider.create_batch(request) for _ in range(3)]
+        assert [batch["id"] for batch in provider.batches()] == [b["id"] for b in reversed(made)]
+
+    def test_a_batch_can_be_cancelled(self, provider: Provider) -> None:
+        file_id = _batch_input(provider)
+        request = BatchRequest(file_id, provider.row_url("/v1/responses"), "24h")
+        batch = provider.create_batch(request)
+        assert provider.cancel_batch(batch["id"])["status"] == "cancelling"
+        assert provider.retrieve_batch(batch["id"])["status"] == "cancelling"
+
+    def test_an_unknown_batch_is_not_found(self, provider: Provider) -> None:
+        _skip_without(provider, Operation.BATCHES)
+        for call in batch_calls(provider, "batch_unknown", "")[1:3]:
+            with pytest.raises(NotFound):
                 call()
+
+    def test_a_job_is_described_as_it_was_asked_for(self, provider: Provider) -> None:
+        _skip_without(provider, Operation.FINE_TUNING)
+        file_id = provider.upload(make_upload(purpose="fine-tune")).id
+        body = {"model": "m", "training_file": file_id, "suffix": "s", "metadata": {"k": "v"}}
+        job = provider.create_job(body)
+        assert {key: job[key] for key in body} == body
+        assert (job["status"], job["result_files"]) == ("validating_files", [])
+        assert provider.retrieve_job(job["id"]) == job
+        second = provider.create_job(body)
+        assert [found["id"] for found in provider.jobs()] == [second["id"], job["id"]]
+
+    def test_a_job_can_be_steered(self, provider: Provider) -> None:
+        _skip_without(provider, Operation.FINE_TUNING)
+        file_id = provider.upload(make_upload(purpose="fine-tune")).id
+        job = provider.create_job({"model": "m", "training_file": file_id})
+        assert provider.steer_job(job["id"], "pause")["status"] == "paused"
+        assert provider.steer_job(job["id"], "resume")["status"] == "queued"
+        assert provider.steer_job(job["id"], "cancel")["status"] == "cancelled"
+        for what in ("events", "checkpoints"):
+            page = provider.job_page(job["id"], what, None, 20)
+            assert (page["object"], page["has_more"]) == ("list", False)
+
+    def test_an_unknown_job_is_not_found(self, provider: Provider) -> None:
+        _skip_without(provider, Operation.FINE_TUNING)
+        for call in job_calls(provider, "ftjob-unknown", "")[1:4]:
+            with pytest.raises(NotFound):
+                call()
+
+
+def _skip_without(provider: Provider, operation: Operation) -> None:
+    if operation not in provider.operations:
+        pytest.skip(f"this provider has no {operation.value}")
+
+
+def _batch_input(provider: Provider) -> str:
+    _skip_without(provider, Operation.BATCHES)
+    return provider.upload(make_upload(purpose="batch")).id
 
 
 def file_calls(provider: Provider, file_id: str, purpose: str) -> list[Callable[[], object]]:
@@ -172,12 +249,40 @@ def file_calls(provider: Provider, file_id: str, purpose: str) -> list[Callable[
     ]
 
 
-class FilesUpstream:
-    """An account at an upstream that has OpenAI's files endpoints, in memory.
+def batch_calls(provider: Provider, batch_id: str, _purpose: str) -> list[Callable[[], object]]:
+    """One call of each batch method, to see how they fail."""
+    return [
+        lambda: provider.create_batch(BatchRequest("file-1", "/v1/responses", "24h")),
+        lambda: provider.retrieve_batch(batch_id),
+        lambda: provider.cancel_batch(batch_id),
+        lambda: list(provider.batches()),
+    ]
 
-    Source: OpenAI API reference, Files; read 2026-11. `requests` are those that came in. A
+
+def job_calls(provider: Provider, job_id: str, _purpose: str) -> list[Callable[[], object]]:
+    """One call of each fine-tuning method, to see how they fail."""
+    return [
+        lambda: provider.create_job({"model": "m", "training_file": "file-1"}),
+        lambda: provider.retrieve_job(job_id),
+        lambda: provider.steer_job(job_id, "cancel"),
+        lambda: provider.job_page(job_id, "events", None, 20),
+        lambda: list(provider.jobs()),
+    ]
+
+
+_CALLS = {
+    Operation.FILES: file_calls,
+    Operation.BATCHES: batch_calls,
+    Operation.FINE_TUNING: job_calls,
+}
+
+
+class FilesUpstream:
+    """An account at an upstream that has OpenAI's endpoints of files and of jobs, in memory.
+
+    Source: OpenAI API reference, Files, Batch and Fine-tuning; read 2026-11. `requests` are those that came in. A
     subclass says how a provider's answers differ.
-    """
+    """  # noqa: E501
 
     def __init__(self, base_url: str) -> None:
         self.base_url = base_url
@@ -185,6 +290,7 @@ class FilesUpstream:
         self.described: dict[str, dict[str, Any]] = {}
         self.requests: list[requests.PreparedRequest] = []
         self.uploaded_fields: list[dict[str, str]] = []
+        self.jobs: dict[str, dict[str, dict[str, Any]]] = {"batches": {}, "fine_tuning/jobs": {}}
 
     def answer_of(self, described: dict[str, Any]) -> dict[str, Any]:
         """A file object as this upstream writes it."""
@@ -200,12 +306,19 @@ class FilesUpstream:
         root = re.escape(self.base_url.rstrip("/"))
         rest = r"(\?.*)?$"
         one = root + r"/files/(?P<id>[^/?]+)"
+        jobs = root + r"/(?P<kind>batches|fine_tuning/jobs)"
+        job = jobs + r"/(?P<id>[^/?]+)"
         for method, pattern, answer in (
             ("POST", root + "/files", self._create),
             ("GET", root + "/files", self._list),
             ("GET", one, self._retrieve),
             ("GET", one + "/content", self._content),
             ("DELETE", one, self._delete),
+            ("POST", jobs, self._start),
+            ("GET", jobs, self._list_jobs),
+            ("GET", job, self._job),
+            ("GET", job + "/(events|checkpoints)", self._details),
+            ("POST", job + "/(?P<action>cancel|pause|resume)", self._steer),
         ):
             compiled = re.compile(pattern + rest)
             mock.add_callback(method, compiled, self._answering(compiled, answer))
@@ -286,6 +399,51 @@ class FilesUpstream:
         del self.contents[id]
         return 200, {}, {"id": id, "object": "file", "deleted": True}
 
+    def job_of(self, job: dict[str, Any]) -> dict[str, Any]:
+        """A batch or a fine-tuning job as this upstream writes it."""
+        return job
+
+    def _start(
+        self, request: requests.PreparedRequest, kind: str
+    ) -> tuple[int, dict[str, str], Any]:
+        job_id = f"{'batch_' if kind == 'batches' else 'ftjob-'}{len(self.requests):032x}"
+        status = "validating" if kind == "batches" else "validating_files"
+        self.jobs[kind][job_id] = {
+            **json.loads(_sent(request.body)),
+            "id": job_id,
+            "created_at": int(time.time()),
+            "status": status,
+        }
+        return 200, {}, self.job_of(self.jobs[kind][job_id])
+
+    def _list_jobs(
+        self, request: requests.PreparedRequest, kind: str
+    ) -> tuple[int, dict[str, str], Any]:
+        data = [self.job_of(job) for job in reversed(self.jobs[kind].values())]
+        return 200, {}, {"object": "list", "data": data, "has_more": False}
+
+    def _job(
+        self, request: requests.PreparedRequest, kind: str, id: str
+    ) -> tuple[int, dict[str, str], Any]:
+        if id not in self.jobs[kind]:
+            return self._missing(id)
+        return 200, {}, self.job_of(self.jobs[kind][id])
+
+    def _details(
+        self, request: requests.PreparedRequest, kind: str, id: str
+    ) -> tuple[int, dict[str, str], Any]:
+        status, headers, answer = self._job(request, kind, id)
+        return status, headers, {"data": []} if status == 200 else answer
+
+    def _steer(
+        self, request: requests.PreparedRequest, kind: str, id: str, action: str
+    ) -> tuple[int, dict[str, str], Any]:
+        ends = {"cancel": "cancelled", "pause": "paused", "resume": "queued"}
+        if id in self.jobs[kind]:
+            status = "cancelling" if kind == "batches" else ends[action]
+            self.jobs[kind][id]["status"] = status
+        return self._job(request, kind, id)
+
     def _missing(self, file_id: str) -> tuple[int, dict[str, str], Any]:
         return 404, {}, self.error_of(404, f"No such File object: {file_id}")
 
@@ -326,12 +484,20 @@ class HttpProviderContract(ProviderContract):
 
             yield fail
 
+    def _all_calls(self, provider: Provider) -> list[Callable[[], object]]:
+        return [
+            call
+            for operation, calls in _CALLS.items()
+            if operation in provider.operations
+            for call in calls(provider, self.unknown_id, self.purpose)
+        ]
+
     @pytest.mark.parametrize("status", [500, 502, 503, 504, 429, 400])
     def test_an_upstreams_error_is_an_upstream_error(
         self, provider: Provider, failing: Callable[..., None], status: int
     ) -> None:
         failing(status)
-        for call in file_calls(provider, self.unknown_id, self.purpose):
+        for call in self._all_calls(provider):
             with pytest.raises(UpstreamError) as failure:
                 call()
             assert failure.value.deployment == provider.deployment.id
@@ -358,7 +524,7 @@ class HttpProviderContract(ProviderContract):
         self, provider: Provider, failing: Callable[..., None], status: int
     ) -> None:
         failing(status)
-        for call in file_calls(provider, self.unknown_id, self.purpose):
+        for call in self._all_calls(provider):
             with pytest.raises(UpstreamAuthFailed) as failure:
                 call()
             assert failure.value.status == 502
@@ -381,7 +547,7 @@ class HttpProviderContract(ProviderContract):
         error: type[UpstreamError],
     ) -> None:
         failing(problem)
-        for call in file_calls(provider, self.unknown_id, self.purpose):
+        for call in self._all_calls(provider):
             with pytest.raises(error):
                 call()
 

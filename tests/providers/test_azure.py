@@ -1,5 +1,6 @@
 """Azure OpenAI: addresses and versions, the kinds of credentials, and Azure's own answers."""
 
+import datetime as dt
 import json
 import threading
 import time
@@ -46,6 +47,11 @@ class AzureUpstream(FilesUpstream):
 
     def error_of(self, status: int, message: str) -> dict[str, Any]:
         return {"error": {"code": "notFound", "message": message, "innererror": None}}
+
+    def job_of(self, job: dict[str, Any]) -> dict[str, Any]:
+        when = dt.datetime.fromtimestamp(job["created_at"], dt.UTC).isoformat()
+        status = {"validating_files": "created", "queued": "pending"}.get(job["status"])
+        return {**job, "created_at": when, "status": status or job["status"].capitalize()}
 
     def _create(self, request: requests.PreparedRequest) -> tuple[int, dict[str, str], Any]:
         _, _, body = super()._create(request)

@@ -181,17 +181,17 @@ def test_what_is_not_finished_or_not_there_any_more_is_not_listed(gateway, datab
 
 
 def test_lists_are_narrowed(gateway, alice):
-    in_a = gateway.upload(alice, names=("a",), purpose="batch")
+    in_a = gateway.upload(alice, names=("a",), purpose="fine-tune")
     in_b = gateway.upload(alice, names=("b",))
     in_both = gateway.upload(alice, names=("a", "b"))
     encoded = gateway.upload(alice, model="b")
-    raw = gateway.upload(alice, provider="openai", purpose="batch")
+    raw = gateway.upload(alice, provider="openai", purpose="fine-tune")
     newest_first = [raw, encoded, in_both, in_b, in_a]
     for selector, query, expected in (
         (Selector(), {}, newest_first),
-        (Selector(), {"purpose": "batch"}, [raw, in_a]),
+        (Selector(), {"purpose": "fine-tune"}, [raw, in_a]),
         (Selector(target_model_names=("a",)), {}, [in_both, in_a]),
-        (Selector(target_model_names=("a",)), {"purpose": "batch"}, [in_a]),
+        (Selector(target_model_names=("a",)), {"purpose": "fine-tune"}, [in_a]),
         (Selector(target_model_names=("a", "b")), {}, newest_first[1:]),
         (Selector(model="b"), {}, [encoded]),
         (Selector(model="a"), {}, []),

@@ -1,0 +1,150 @@
+"""A batch file line by line: check the rows, swap the model name and the url. Pure.
+
+Source: OpenAI API reference, Batch, request input object; read 2026-11.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from app.errors import InvalidRequest
+from app.json_spans import Document, Path, Span, parse
+
+BOM = b"\xef\xbb\xbf"
+_BODY = ("body",)
+_MODEL = ("body", "model")
+_URL = ("url",)
+_PATHS = (
+    ("custom_id",),
+    ("method",),
+    _URL,
+    _BODY,
+    _MODEL,
+)
+REQUIRED = ("custom_id", "method", "url", "body")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One request of a batch file. `number` counts lines from 1; `ending` is its line end."""
+
+    number: int
+    document: Document
+    ending: bytes
+
+    @property
+    def custom_id(self) -> object:
+        return self.document.value("custom_id")
+
+    @property
+    def url(self) -> object:
+        return self.document.value("url")
+
+    @property
+    def model(self) -> object:
+        return self.document.value(*_MODEL)
+
+    @property
+    def has_body(self) -> bool:
+        """Whether `body` is there and an object."""
+        return any(span.value == {} for span in self.document.at([_BODY]))
+
+    def rewritten(self, model: str, spell: Callable[[str], str]) -> bytes:
+        """The row with another model and the url as `spell` gives it, every other byte as it came.
+
+        A row whose body names no model gets one: it means the model that the file is for.
+        """
+        named = self.document.at([_MODEL])
+        replaced: dict[Span, str] = dict.fromkeys(named, model)
+        for span in self.document.at([_URL]):
+            if isinstance(span.value, str) and (url := spell(span.value)) != span.value:
+                replaced[span] = url
+        is_unnamed = self.has_body and not named
+        inserted: dict[Path, dict[str, str]] = {_BODY: {"model": model}} if is_unnamed else {}
+        return self.document.render(replaced, inserted=inserted) + self.ending
+
+
+def lines(file: BinaryIO, longest: int) -> Iterator[bytes]:
+    """The lines of a file with their ends. Raises InvalidRequest for one over `longest` bytes."""
+    number = 0
+    while line := file.readline(longest + 1):
+        number += 1
+        if len(line) > longest:
+            raise InvalidRequest(
+                f"line {number} is too long: {longest} bytes are allowed", param="file"
+            )
+        yield line
+
+
+def rows(found: Iterable[bytes]) -> Iterator[Row]:
+    """The rows of a batch file; a byte order mark and blank lines at the end are passed over.
+
+    Raises InvalidRequest naming the line that is no JSON object, or that is blank before a row.
+    """
+    blank: int | None = None
+    for number, line in enumerate(found, start=1):
+        text = line.removeprefix(BOM) if number == 1 else line
+        body = text.rstrip(b"\r\n")
+        if not body.strip():
+            blank = blank or number
+            continue
+        if blank is not None:
+            raise InvalidRequest(f"line {blank} is empty", param="file", code="invalid_json_line")
+        try:
+            document = parse(body, _PATHS)
+        except InvalidRequest as error:
+            what = error.message if error.param else "is not a JSON object"
+            raise InvalidRequest(
+                f"line {number}: {what}", param="file", code="invalid_json_line"
+            ) from error
+        yield Row(number, document, text[len(body) :])
+
+
+def readable(found: Iterable[bytes]) -> Iterator[Row | bytes]:
+    """The rows of a file that nobody has checked: a line that is no row comes as it is."""
+    for number, line in enumerate(found, start=1):
+        text = line.removeprefix(BOM) if number == 1 else line
+        body = text.rstrip(b"\r\n")
+        try:
+            yield Row(number, parse(body, _PATHS), text[len(body) :])
+        except InvalidRequest:
+            yield line
+
+
+def models_of(line: bytes) -> list[object]:
+    """Every model that a lenient reader may find in a line that is no row, whichever it takes.
+
+    Raises InvalidRequest for one that is nested too deeply to say.
+    """
+    try:
+        text = line.decode("utf-8-sig", "replace")
+        value = json.loads(text, object_pairs_hook=_Pairs, strict=False)
+    except ValueError:
+        return []
+    except RecursionError as error:
+        raise InvalidRequest("a line is nested too deeply", param="file") from error
+    bodies = [body for key, body in _pairs(value) if key == "body"]
+    return [model for body in bodies for key, model in _pairs(body) if key == "model"]
+
+
+class _Pairs(list[tuple[str, object]]):
+    """An object whose keys may stand twice."""
+
+
+def _pairs(value: object) -> list[tuple[str, object]]:
+    return value if isinstance(value, _Pairs) else []
+
+
+def rewrite(
+    parts: Iterable[Row | bytes], model: str, spell: Callable[[str], str]
+) -> Iterator[bytes]:
+    """The file with one upstream model in every row and each url as `spell` gives it.
+
+    No byte order mark goes out, for it breaks a batch at Azure.
+    """
+    for part in parts:
+        if isinstance(part, Row):
+            yield part.rewritten(model, spell)
+        else:
+            yield part
