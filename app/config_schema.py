@@ -65,8 +65,23 @@ class Names(fields.Field[tuple[str, ...]]):
         return tuple(dict.fromkeys(filter(None, (name.strip() for name in names))))
 
 
+class Secrets(fields.Field[tuple[str, ...]]):
+    """A list of secrets, kept as they are written."""
+
+    default_error_messages = {"invalid": "must be a list of texts that are not empty"}
+
+    def _deserialize(self, value: Any, *_args: Any, **_kwargs: Any) -> tuple[str, ...]:
+        if not isinstance(value, list) or not all(isinstance(v, str) and v for v in value):
+            raise self.make_error("invalid")
+        return tuple(dict.fromkeys(value))
+
+
 def _at_least(minimum: int) -> validate.Range:
     return validate.Range(min=minimum, error="must be {min} or more")
+
+
+def _between(minimum: float, maximum: float) -> validate.Range:
+    return validate.Range(min=minimum, max=maximum, error="must be {min} to {max}")
 
 
 def _one_of(*choices: str) -> validate.OneOf:
@@ -193,6 +208,8 @@ class GeneralSettings(Section):
     ignored = litellm_keys.GENERAL
 
     master_key = Text()
+    previous_master_keys = Secrets()
+    master_key_overlap_hours = Number(validate=validate.Range(0, 720, error="must be 0 to 720"))
     database_url = Text()
     data_dir = Text()
     default_target_model_names = Names()
@@ -208,12 +225,19 @@ class GeneralSettings(Section):
     allow_unrecorded_ids = Flag()
     hide_foreign_objects = Flag()
     migrate_on_start = Flag()
-    file_wait_seconds = Number(validate=_at_least(0))
-    poll_seconds = Number(validate=_above_zero)
-    poll_max_seconds = Number(validate=_above_zero)
-    give_up_days = Number(validate=_above_zero)
+    file_wait_seconds = Number(validate=_between(0, 3600))
+    lease_seconds = Number(validate=_between(1, 600))
+    keep_content = Flag()
+    renew_ahead_seconds = Number(validate=_between(0, 7 * 86_400))
+    spool_max_mb = Whole(validate=_at_least(0))
+    spool_max_hours = Number(validate=_between(0, 24 * 365))
+    poll_seconds = Number(validate=(_above_zero, _between(0, 86_400)))
+    poll_max_seconds = Number(validate=(_above_zero, _between(0, 86_400)))
+    give_up_days = Number(validate=(_above_zero, _between(0, 3650)))
     auto_register_fine_tuned = Flag()
     task_queue_url = Text(validate=_queue_url)
+    audit_retention_days = Number(validate=_at_least(1))
+    database_pool_size = Whole(validate=_at_least(1))
 
 
 class RouterSettings(Section):

@@ -8,6 +8,7 @@ GatewayError
 │   ├── UnknownProvider            nobody configured that provider
 │   ├── NotSupported               this provider has no such operation
 │   ├── FileNotAvailable           no deployment of the model holds every file
+│   ├── FileExpired                the upstream has let go of it, and nobody has its bytes
 │   └── ContentNotAvailable        the holder does not give the bytes back
 ├── NotAuthenticated          401  no key, or a key that is not valid now
 ├── NotPermitted              403  the key is good, the thing is not its own
@@ -24,7 +25,8 @@ GatewayError
     ├── UpstreamTimeout       504  it did not answer in time
     └── DeleteIncomplete           copies remain; the delete goes on
 
-ConfigError is a mistake in config.yaml: it stops the start and never reaches a client.
+ConfigError is a mistake in config.yaml: it stops the start and never reaches a client. Neither does
+OperationRefused: a command that was not carried out.
 Types and envelope: OpenAI API reference, "Error codes"; read 2026-11.
 """
 
@@ -38,6 +40,14 @@ class ConfigError(Exception):
     def __init__(self, mistakes: Sequence[str]) -> None:
         super().__init__("\n".join(mistakes))
         self.mistakes = tuple(mistakes)
+
+
+class DatabaseAway(ConfigError):
+    """The database does not answer at start: its address may be wrong, or its server away."""
+
+
+class OperationRefused(Exception):
+    """What an operator asked for was not done, and everything is as it was before."""
 
 
 class GatewayError(Exception):
@@ -104,6 +114,10 @@ class NotSupported(InvalidRequest):
 
 class FileNotAvailable(InvalidRequest):
     code = "file_not_available"
+
+
+class FileExpired(InvalidRequest):
+    code = "file_expired"
 
 
 class ContentNotAvailable(InvalidRequest):

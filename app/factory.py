@@ -1,11 +1,13 @@
 """create_app(settings): builds every collaborator once and hands it on."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from flask import Blueprint, Flask
 
 from app.api import (
     access_log,
+    audit,
     auth,
     batches,
     context,
@@ -16,26 +18,38 @@ from app.api import (
     inference,
     keys,
     models,
+    security_headers,
     uploads,
+    uri_ids,
     users,
 )
 from app.db.engine import Database, connect
 from app.providers.protocol import Place, Provider
-from app.providers.registry import open_provider, serves
+from app.providers.registry import open_all
 from app.services.access import Access
+from app.services.audit import Trail
+from app.services.batch_files import BatchFiles
 from app.services.batches import Batches
+from app.services.copies import Copies
 from app.services.fan_out import FanOut
 from app.services.file_lists import FileLists
 from app.services.files import Files
 from app.services.fine_tuning import FineTuning
 from app.services.inference import Inference
 from app.services.jobs import Jobs
+from app.services.kept import Kept
+from app.services.leases import Leases
 from app.services.lookup import Lookup
+from app.services.reconciler import Reconciler
+from app.services.renewal import Renewal
 from app.services.router import Router
+from app.services.storing import Storing
+from app.services.sweeper import Sweeper
 from app.services.tuned_models import TunedModels
 from app.services.upkeep import Upkeep
 from app.services.uploads import Uploads
-from app.settings import Deployment, Settings
+from app.settings import Settings
+from app.spool import Spool
 
 MB = 1024 * 1024
 
@@ -60,8 +74,10 @@ def create_app(
     app.url_map.strict_slashes = False
     app.extensions["manifold"] = build(settings, database, providers)
     errors.install(app)
+    security_headers.install(app)
     access_log.install(app)
     auth.install(app)
+    audit.install(app)
     for blueprint in (
         files.blueprint,
         batches.blueprint,
@@ -77,6 +93,7 @@ def create_app(
     for blueprint in (inference.blueprint, models.blueprint, fine_tuning.blueprint):
         _register(app, blueprint, ("/openai/v1",))
     _register(app, inference.azure_clients, ("/openai",))
+    app.wsgi_app = uri_ids.escaping(app.wsgi_app)  # type: ignore[assignment, method-assign]  # Flask's own way
     for blueprint in (models.info, users.blueprint, keys.blueprint, health.blueprint):
         app.register_blueprint(blueprint)
     return app
@@ -88,37 +105,106 @@ def build(
     providers: Mapping[str, Provider] | None = None,
 ) -> context.Services:
     """Every collaborator, for the app and for the worker."""
-    database = database or connect(settings.resolved_database_url)
+    # A database that is given is a test's, and may have one connection for all threads.
+    journal = None if database else settings.data_dir / "audit"
+    database = database or connect(
+        settings.resolved_database_url, pool_size=settings.database_pool_size
+    )
     place = Place(
         data_dir=settings.data_dir, max_inline_bytes=settings.max_inline_file_size_mb * MB
     )
     if providers is None:
         accounts = (*settings.deployments, *settings.file_accounts, *settings.finetune_accounts)
-        providers = _providers(accounts, place)
+        providers = open_all(accounts, settings.file_accounts, place)
     tuned_models = TunedModels(database)
     router = Router(settings, providers, tuned_models=tuned_models)
-    lookup = Lookup(settings, database, router)
-    file_service = Files(settings, database, router, lookup, FanOut(settings.fan_out_threads))
-    jobs = Jobs(settings, database, router, lookup)
+    spool = Spool(settings.data_dir / "spool")
+    files = file_services(settings, database, router, spool)
+    lookup, renewal = files.lookup, files.renewal
+    jobs = Jobs(settings, database, router, lookup, renewal)
     batch_service = Batches(database, router, jobs)
     tuning_service = FineTuning(settings, database, router, jobs, tuned_models)
+    uploads = Uploads(settings, database, router, files.files)
     return context.Services(
         settings=settings,
         database=database,
-        access=Access(database, settings.master_key, on_files_deleted=file_service.finish_deletes),
+        spool=spool,
+        access=Access(
+            database,
+            settings.master_key,
+            on_files_deleted=files.files.finish_deletes,
+            retiring_master_keys=settings.retiring_master_keys,
+        ),
+        trail=Trail(database, settings.audit_retention_days, journal),
         router=router,
-        files=file_service,
+        files=files.files,
         file_lists=FileLists(database, router),
-        uploads=Uploads(settings, database, router, file_service),
-        inference=Inference(router, lookup),
+        uploads=uploads,
+        inference=Inference(settings, database, router, lookup, renewal),
         batches=batch_service,
         fine_tuning=tuning_service,
         upkeep=Upkeep(settings, database, jobs, batch_service, tuning_service),
+        reconciler=files.reconciler,
+        sweeper=Sweeper(
+            database,
+            tuple(providers.values()),
+            copies=files.copies,
+            uploads=uploads,
+            kept=files.kept,
+            spool=spool,
+        ),
     )
 
 
-def _providers(deployments: Sequence[Deployment], place: Place) -> dict[str, Provider]:
-    return {d.id: open_provider(d, place) for d in deployments if serves(d)}
+@dataclass(frozen=True)
+class FileServices:
+    """What everything about files is made of."""
+
+    lookup: Lookup
+    kept: Kept
+    leases: Leases
+    copies: Copies
+    renewal: Renewal
+    reconciler: Reconciler
+    files: Files
+
+
+def file_services(
+    settings: Settings, database: Database, router: Router, spool: Spool | None = None
+) -> FileServices:
+    """The collaborators that store files, over a router."""
+    lookup = Lookup(settings, database, router)
+    fan_out = FanOut(settings.fan_out_threads)
+    kept = Kept(settings.data_dir)
+    leases = Leases(database, settings.lease_seconds)
+    batch_files = BatchFiles(settings, router)
+    copies = Copies(database, router, fan_out, kept)
+    renewal = Renewal(
+        settings,
+        database,
+        router,
+        copies=copies,
+        batch_files=batch_files,
+        kept=kept,
+        leases=leases,
+        spool=spool or Spool(settings.data_dir / "spool"),
+    )
+    storing = Storing(
+        settings,
+        database,
+        router,
+        fan_out=fan_out,
+        copies=copies,
+        renewal=renewal,
+        batch_files=batch_files,
+        kept=kept,
+        leases=leases,
+    )
+    files = Files(database, router, lookup, storing=storing, copies=copies, kept=kept)
+    reconciler = Reconciler(
+        settings, database, copies=copies, renewal=renewal, kept=kept, leases=leases
+    )
+    return FileServices(lookup, kept, leases, copies, renewal, reconciler, files)
 
 
 def _register(app: Flask, blueprint: Blueprint, prefixes: Sequence[str]) -> None:

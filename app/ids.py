@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
+from urllib.parse import unquote
 
 MAX_ID_LENGTH = 4096
 """Characters; anything longer is nobody's id."""
@@ -30,6 +31,12 @@ _BATCH_PREFIX = "batch_"
 _UNIFIED_JOB = re.compile(
     r"litellm_proxy;model_id:(?P<deployment>[^;]*);"
     r"(?P<key>llm_batch_id|generic_response_id):(?P<id>[^;]+)"
+)
+_MOST_ESCAPES = 4
+_ESCAPED = re.compile(r"([!-$&-~]|%[0-7][0-9A-Fa-f])+")
+_LIKE_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]{1,15}(:|%)")
+_ADDRESS = re.compile(
+    r"(?!.*/\.\.?(/|$))[a-z][a-z0-9+.-]{1,15}://[A-Za-z0-9._-]+/[A-Za-z0-9._~!$&'()*+,;=:@/-]+"
 )
 _RAW = re.compile(r"(?!.*\.\.)[A-Za-z0-9_-][A-Za-z0-9_.:-]*")
 
@@ -81,6 +88,8 @@ def decode(file_id: str) -> FileId | None:
     path, so it has no slash, no dot-dot, no query and no percent sign; the texts of ours have no
     control character, some of which a database refuses).
     """
+    if (address := _address(file_id)) is not None:
+        return RawId(address)
     if not is_raw(file_id):
         return None
     if file_id.startswith(_FILE_PREFIX):
@@ -98,6 +107,24 @@ def decode(file_id: str) -> FileId | None:
 def is_raw(text: str) -> bool:
     """Whether this can be a provider's own file id, safe to stand in the path of a URL."""
     return len(text) <= MAX_ID_LENGTH and _RAW.fullmatch(text) is not None
+
+
+def is_address(raw: str) -> bool:
+    """Whether a provider's id is the address of an object, which only admins may name."""
+    return len(raw) <= MAX_ID_LENGTH and _ADDRESS.fullmatch(raw) is not None
+
+
+def _address(file_id: str) -> str | None:
+    """An address that a client wrote as an id, whatever escaped it on its way; None for others."""
+    if len(file_id) > MAX_ID_LENGTH or not _LIKE_ADDRESS.match(file_id):
+        return None
+    for _ in range(_MOST_ESCAPES):
+        if is_address(file_id):
+            return file_id
+        if "%" not in file_id:
+            return None
+        file_id = unquote(file_id, errors="strict") if _ESCAPED.fullmatch(file_id) else ""
+    return file_id if is_address(file_id) else None
 
 
 @dataclass(frozen=True)

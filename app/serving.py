@@ -240,7 +240,7 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc]  # gunicorn has no typ
             "Connection: close\r\n"
             "Content-Type: application/json\r\n"
             f"Content-Length: {len(body)}\r\n"
-            "X-Content-Type-Options: nosniff\r\n"
+            f"{_HARDENING}"
             f"X-Request-Id: {request_id}\r\n\r\n"
         )
         try:
@@ -249,6 +249,15 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc]  # gunicorn has no typ
             self.log.debug("the client left before it could be told")
 
 
+# What app.api.security_headers puts on every answer of the application.
+_HARDENING = (
+    "X-Content-Type-Options: nosniff\r\n"
+    "X-Frame-Options: DENY\r\n"
+    "Referrer-Policy: no-referrer\r\n"
+    "Cross-Origin-Resource-Policy: same-origin\r\n"
+    "Content-Security-Policy: default-src 'none'; frame-ancestors 'none'\r\n"
+    "Cache-Control: no-store\r\n"
+)
 _REASONS = {
     400: "Bad Request",
     408: "Request Timeout",

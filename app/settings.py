@@ -1,5 +1,6 @@
 """config.yaml -> frozen Settings and Deployment values, all mistakes reported at once."""
 
+import datetime as dt
 import difflib
 import hashlib
 import json
@@ -61,17 +62,29 @@ class Deployment:
 
 
 @dataclass(frozen=True)
+class RetiringKey:
+    """A master key of before, by its SHA-256 in hex, and the moment from which it is refused."""
+
+    sha256: str = field(repr=False)
+    until: dt.datetime
+
+
+@dataclass(frozen=True)
 class Settings:
     """Everything that config.yaml and the environment say, checked and resolved.
 
     Sizes end in `_mb` (1 MB is 1024 * 1024 bytes), durations in `_seconds`. `warnings` are texts
-    `<path>: <what>` for the log; they hold no secret.
+    `<path>: <what>` for the log; they hold no secret. `retiring_master_keys` is what the start has
+    made of `previous_master_keys`, and of a rotation of the generated key.
     """
 
     deployments: tuple[Deployment, ...] = ()
     file_accounts: tuple[Deployment, ...] = ()
     finetune_accounts: tuple[Deployment, ...] = ()
     master_key: str | None = field(default=None, repr=False)
+    previous_master_keys: tuple[str, ...] = field(default=(), repr=False)
+    master_key_overlap_hours: float = 24.0
+    retiring_master_keys: tuple[RetiringKey, ...] = ()
     database_url: str | None = field(default=None, repr=False)
     data_dir: Path = Path("data")
     default_target_model_names: tuple[str, ...] = ()
@@ -88,11 +101,18 @@ class Settings:
     hide_foreign_objects: bool = False
     migrate_on_start: bool = True
     file_wait_seconds: float = 60.0
+    lease_seconds: float = 20.0
+    keep_content: bool = False
+    renew_ahead_seconds: float = 4 * 3600.0
+    spool_max_mb: int = 10_240
+    spool_max_hours: float = 72.0
     poll_seconds: float = 5.0
     poll_max_seconds: float = 300.0
     give_up_days: float = 14.0
     auto_register_fine_tuned: bool = False
     task_queue_url: str | None = field(default=None, repr=False)
+    audit_retention_days: float = 365.0
+    database_pool_size: int = 16
     routing_strategy: Literal["simple-shuffle", "least-busy"] = "simple-shuffle"
     cooldown_seconds: float = 5.0
     warnings: tuple[str, ...] = ()
@@ -166,6 +186,9 @@ def _general(reading: Reading, written: Any, environ: Mapping[str, str]) -> dict
     if "master_key" in general:
         where = origin.get("master_key", "general_settings.master_key")
         _judge_master_key(reading, general["master_key"], where)
+    if general.get("master_key") in general.get("previous_master_keys", ()):
+        what = "holds the present master key; it names those that are to end"
+        reading.mistake("general_settings.previous_master_keys", what)
     return general
 
 

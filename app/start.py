@@ -1,20 +1,30 @@
 """What happens before the app exists: the settings, the log, the master key, the tables."""
 
 import logging
+import os
+import stat
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from app import logs, master_key
 from app.db import migrate
 from app.db.engine import Database, connect
 from app.db.tables import HEAD
-from app.errors import ConfigError
+from app.errors import ConfigError, DatabaseAway
 from app.providers import registry
 from app.settings import Settings, load
 
 ANNOUNCED = "MANIFOLD_ANNOUNCED"
 """Set in the environment by the process that has said what is said once, for its children."""
+
+_OURS = (
+    *(f"manifold.db{ending}" for ending in ("", "-wal", "-shm", "-queue", ".migrate.lock")),
+    *(f"tasks.db{ending}" for ending in ("", "-wal", "-shm")),
+    *("audit", "kept", "local", "spool", "uploads"),
+)
+"""What is in the data directory, and nobody else's business."""
 
 _log = logging.getLogger("manifold")
 
@@ -23,14 +33,16 @@ def prepare(path: str, environ: Mapping[str, str]) -> Settings:
     """The settings at `path`, with a master key, and a database that is ready for them.
 
     Says on stderr which master key was made, and logs every warning about the configuration.
-    Raises ConfigError with every mistake there is.
+    Raises ConfigError with every mistake there is. A child of a process that has been through this
+    does not need the database to answer now.
     """
     settings = read(path, environ)
     settings = master_key.ensure(settings, announce=_say)
+    _close(settings.data_dir)
     database = open_database(settings)
     try:
         if settings.migrate_on_start:
-            migrate.upgrade(database)
+            _migrate(database, environ)
         elif ANNOUNCED not in environ and (found := migrate.current(database)) != HEAD:
             _log.warning(
                 "database_not_migrated",
@@ -44,8 +56,34 @@ def prepare(path: str, environ: Mapping[str, str]) -> Settings:
     return settings
 
 
+def _migrate(database: Database, environ: Mapping[str, str]) -> None:
+    try:
+        migrate.upgrade(database)
+    except DatabaseAway as error:
+        if ANNOUNCED not in environ:
+            raise
+        # Our parent has migrated it. Who takes the place of a process that died meanwhile must
+        # not end all the others: it answers 503 until the database is back.
+        _log.error("database_unavailable", extra={"reason": str(error)})
+
+
+def _close(data_dir: Path) -> None:
+    """Take from others what earlier versions have left open to them in the data directory."""
+    for name in _OURS:
+        path = data_dir / name
+        # Somebody else's file is his to close.
+        with suppress(OSError):
+            mode = stat.S_IMODE(path.stat().st_mode)
+            if mode & 0o077:
+                path.chmod(mode & 0o700)
+
+
 def read(path: str, environ: Mapping[str, str]) -> Settings:
-    """The settings at `path`, and the log set up. Raises ConfigError with every mistake."""
+    """The settings at `path`, and the log set up. Raises ConfigError with every mistake.
+
+    From here on whatever this process makes on the disk is for its own user alone.
+    """
+    os.umask(0o077)
     level = environ.get("MANIFOLD_LOG_LEVEL", "INFO")
     try:
         logs.configure(level)

@@ -21,6 +21,11 @@ class Upload:
 
     `size` is in bytes, `sha256` is hex. Every reader opens the file anew, so that copies to
     several deployments go out at the same time, each at its own pace.
+
+    `key` names this one attempt to store it: 32 hex digits that are on record before the first
+    byte is sent, so that a provider which lets us choose names can be asked what became of it;
+    empty when nobody asks. `model` is the upstream model that a batch file's rows are for.
+    `original` is what the caller sent, when this is what an upstream wants instead of it.
     """
 
     path: Path
@@ -30,10 +35,24 @@ class Upload:
     size: int
     sha256: str
     expires_after: ExpiresAfter | None = None
+    key: str = ""
+    model: str = ""
+    original: "Upload | None" = None
 
     def open(self) -> BinaryIO:
         """A new reader at the first byte; the caller closes it."""
         return self.path.open("rb")
+
+
+@dataclass(frozen=True)
+class AttachedFile:
+    """What is known of a file that an inference request uses: it was stored at its upload.
+
+    Both are empty for a file that was not uploaded here.
+    """
+
+    filename: str
+    mime_type: str
 
 
 def nothing() -> None:

@@ -7,34 +7,50 @@ for the rows decide what is left to do.
 
 import datetime as dt
 import logging
-from typing import Any
+import signal
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 from huey import Huey, PostgresHuey, RedisHuey, SqliteHuey
 from huey.consumer import Consumer, Scheduler
 from huey.exceptions import ConfigurationError
 
-from app.errors import ConfigError
-from app.services.upkeep import Upkeep
+from app.db.engine import PATIENCE
+from app.errors import ConfigError, DatabaseUnavailable
+from app.outages import OneLine
+from app.services.sweeper import Sweeper
 from app.settings import Settings
 
 log = logging.getLogger("manifold.worker")
 
 TICK_SECONDS = 2
+_SWEEP_SECONDS = 60
 _NAME = "manifold"
+_RETRY_SECONDS = (0.5, 10.0)
+_TELLING = ("manifold.worker", "huey", "huey.consumer.Worker", "huey.consumer.Scheduler")
+"""The loggers that tell of the queue and of tasks, each attempt with a traceback."""
 
 
 def make_queue(settings: Settings) -> Huey:
-    """The task queue that the settings name. Raises ConfigError when its driver is missing."""
+    """The task queue that the settings name, which need not answer yet.
+
+    Raises ConfigError when its driver is missing.
+    """
     url = settings.task_queue_url
     options: dict[str, Any] = {"results": False, "utc": True}
     if url is None:
         settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return SqliteHuey(_NAME, filename=str(settings.data_dir / "tasks.db"), **options)
+        path = str(settings.data_dir / "tasks.db")
+        return SqliteHuey(_NAME, filename=path, create_tables=False, **options)
     is_redis = url.startswith(("redis://", "rediss://"))
     try:
         if is_redis:
             return RedisHuey(_NAME, url=url, **options)
-        return PostgresHuey(_NAME, dsn=url, **options)
+        patience = {name: said for name, said in PATIENCE.items() if name not in url}
+        return PostgresHuey(_NAME, dsn=url, create_tables=False, **patience, **options)
     except ConfigurationError as error:
         extra = "redis" if is_redis else "postgres"
         raise ConfigError(
@@ -52,25 +68,71 @@ class _Consumer(Consumer):  # type: ignore[misc]  # likewise
     scheduler_class = _Often
 
 
-def run(queue: Huey, upkeep: Upkeep, *, threads: int = 4) -> None:
-    """Work until a signal comes: SIGTERM and SIGINT let running looks finish."""
-    consumer = prepare(queue, upkeep, threads=threads)
-    consumer.run()
+class Chore(Protocol):
+    """Something with rows that are due: each is looked at, by whichever worker comes first."""
+
+    name: str
+
+    def due(self) -> list[str]:
+        """The ids of the rows that are due now."""
+
+    def look(self, row_id: str) -> bool:
+        """Look at one; False when somebody else does."""
 
 
-def prepare(queue: Huey, upkeep: Upkeep, *, threads: int = 4) -> Consumer:
-    """The consumer with its tasks, not started yet."""
+def run(
+    queue: Huey,
+    chores: Sequence[Chore],
+    sweeper: Sweeper,
+    sweeps: Sequence[Callable[[], object]] = (),
+    *,
+    threads: int = 4,
+) -> None:
+    """Work until a signal comes: SIGTERM and SIGINT let running looks finish.
 
-    @queue.task(name="look")  # type: ignore[untyped-decorator]  # likewise
-    def look(job_uuid: str) -> None:
-        upkeep.look(job_uuid)
+    A queue or a database that does not answer is waited for, however long, before and meanwhile.
+    """
+    consumer = prepare(queue, chores, sweeper, sweeps, threads=threads)
+    one_line = OneLine({DatabaseUnavailable: "database_unavailable", _driver(queue): "queue_away"})
+    for name in _TELLING:
+        logging.getLogger(name).addFilter(one_line)
+    if _has_tables(queue):
+        consumer.run()
+
+
+def prepare(
+    queue: Huey,
+    chores: Sequence[Chore],
+    sweeper: Sweeper,
+    sweeps: Sequence[Callable[[], object]] = (),
+    *,
+    threads: int = 4,
+) -> Consumer:
+    """The consumer with its tasks, not started yet. Each of `sweeps` is called at every tick."""
+    by_name = {chore.name: chore for chore in chores}
+    last_sweep = float("-inf")
+
+    @queue.task(name="look")  # type: ignore[untyped-decorator]  # huey has no types
+    def look(name: str, row_id: str) -> None:
+        by_name[name].look(row_id)
+
+    @queue.task(name="sweep", expires=_SWEEP_SECONDS)  # type: ignore[untyped-decorator]  # likewise
+    def sweep() -> None:
+        sweeper.run()
 
     @queue.periodic_task(  # type: ignore[untyped-decorator]  # likewise
         lambda moment: True, name="tick", expires=dt.timedelta(seconds=30)
     )
     def tick() -> None:
-        for job_uuid in upkeep.due():
-            look(job_uuid)
+        nonlocal last_sweep
+        for chore in chores:
+            for row_id in chore.due():
+                look(chore.name, row_id)
+        for each in sweeps:
+            each()
+        if time.monotonic() - last_sweep >= _SWEEP_SECONDS:
+            last_sweep = time.monotonic()
+            sweep()
 
     return _Consumer(
         queue,
@@ -79,3 +141,41 @@ def prepare(queue: Huey, upkeep: Upkeep, *, threads: int = 4) -> Consumer:
         max_delay=1.0,
         graceful_signal="TERM",
     )
+
+
+def _driver(queue: Huey) -> type[Exception]:
+    """What the queue's driver raises when there is trouble with its server or its file."""
+    if isinstance(queue, SqliteHuey):
+        return sqlite3.Error
+    if isinstance(queue, PostgresHuey):
+        import psycopg  # noqa: PLC0415  # an extra
+
+        return psycopg.Error
+    import redis  # noqa: PLC0415  # likewise
+
+    return redis.RedisError
+
+
+def _has_tables(queue: Huey) -> bool:
+    """Make the queue's tables, however often it takes; False when a signal came before."""
+    if isinstance(queue, RedisHuey):
+        return True
+    driver, pause, is_over = _driver(queue), _RETRY_SECONDS[0], threading.Event()
+    before = {
+        number: signal.signal(number, lambda *_: is_over.set())
+        for number in (signal.SIGTERM, signal.SIGINT)
+    }
+    try:
+        while not is_over.is_set():
+            try:
+                queue.storage.initialize_schema()
+            except driver:
+                log.exception("the queue does not answer")
+                is_over.wait(pause)
+                pause = min(pause * 2, _RETRY_SECONDS[1])
+            else:
+                return True
+        return False
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -17,7 +17,10 @@ from app.api import auth, keys, users
 from app.db.engine import Database, connect
 from app.db.tables import Base, File, Key, User, now
 from app.errors import GatewayError
-from app.services.access import Access, Caller, KeyFields, Role, UserFields, operator
+from app.services.access import Access
+from app.services.callers import Caller, Role, operator
+from app.services.keys import KeyFields
+from app.services.users import UserFields
 
 MASTER_KEY = "sk-master-of-the-tests"
 BACKENDS = ("sqlite", "postgresql")

@@ -83,3 +83,8 @@ def make_upload(
 
 def _new_folder() -> Path:
     return Path(tempfile.mkdtemp(dir=_scratch.name))
+
+
+def spooled(data_dir: Path) -> list[Path]:
+    """The files that are under way in a gateway's spool, in whatever process's folder."""
+    return [path for path in (data_dir / "spool").glob("*/*") if path.name != ".lock"]

@@ -13,10 +13,17 @@ from marshmallow import INCLUDE, Schema
 from app.errors import GatewayError, NotFound
 from app.objects import Batch, FineTuningJob
 from app.providers.openai_jobs import batch_of, job_of
-from app.providers.protocol import BatchRequest, Operation, Place, Provider, StoredFile
+from app.providers.protocol import (
+    NO_FILES,
+    BatchRequest,
+    Operation,
+    Place,
+    Provider,
+    StoredFile,
+)
 from app.providers.wire.byte_range import part_of
 from app.settings import Deployment
-from app.transfers import Cancellation, Download, Reply, Upload
+from app.transfers import AttachedFile, Cancellation, Download, Reply, Upload
 from tests.builders import make_deployment, make_place, make_upload
 
 
@@ -77,6 +84,10 @@ class FakeProvider(Provider):
         self.remote_jobs: dict[str, FineTuningJob] = {}
         self.during_upload: Callable[[], None] = lambda: None
         """Called in the middle of every upload."""
+        self.expires_in: int | None = None
+        """Seconds that an uploaded file lives here, whatever anybody asked for."""
+        self.is_keyed = False
+        """Whether files are named by the key of their upload."""
         self._failures: list[_Failure] = []
         self._lock = threading.Lock()
 
@@ -107,20 +118,30 @@ class FakeProvider(Provider):
         time.sleep(self.upload_delay)
         self.during_upload()
         now = int(time.time())
-        expiry = upload.expires_after
+        expiry = upload.expires_after.seconds if upload.expires_after else self.expires_in
+        key = upload.key if self.is_keyed else uuid.uuid4().hex
         stored = StoredFile(
-            id=f"file-{uuid.uuid4().hex}",
+            id=f"file-{key}",
             filename=upload.filename,
             purpose=upload.purpose,
             size=len(content),
             created_at=now,
-            expires_at=now + expiry.seconds if expiry else None,
+            expires_at=now + expiry if expiry is not None else None,
         )
         with self._lock:
             self.contents[stored.id] = content
             self.stored[stored.id] = stored
         _raise(failure)
         return stored
+
+    def id_of(self, key: str) -> str | None:
+        return f"file-{key}" if self.is_keyed else None
+
+    def lose(self, file_id: str) -> None:
+        """Let the upstream forget a file."""
+        with self._lock:
+            self.stored.pop(file_id, None)
+            self.contents.pop(file_id, None)
 
     def retrieve(self, file_id: str) -> StoredFile:
         self._called("retrieve", file_id)
@@ -250,6 +271,7 @@ class FakeProvider(Provider):
         body: bytes,
         upstream_model: str,
         cancellation: Cancellation,
+        files: Mapping[str, AttachedFile] = NO_FILES,
     ) -> Reply:
         if operation not in self.operations - {Operation.FILES}:
             raise self._unsupported(operation)

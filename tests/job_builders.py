@@ -10,22 +10,22 @@ from sqlalchemy import select, update
 
 from app.db.engine import Database
 from app.db.tables import Copy, File, Job, TunedModel, now
+from app.factory import file_services
 from app.providers.protocol import Operation
-from app.services.access import Access, Caller
+from app.services.access import Access
 from app.services.batches import Batches, NewBatch
-from app.services.fan_out import FanOut
+from app.services.callers import Caller
 from app.services.file_lists import FileLists
 from app.services.files import Files
 from app.services.fine_tuning import FineTuning
 from app.services.jobs import Jobs
-from app.services.lookup import Lookup
 from app.services.router import Hints, Router, Selector
 from app.services.tuned_models import TunedModels
 from app.services.upkeep import Upkeep
 from app.settings import Deployment, Settings
 from app.transfers import ExpiresAfter
 from tests.access_builders import MASTER_KEY
-from tests.builders import make_deployment, make_upload
+from tests.builders import make_deployment, make_place, make_upload
 from tests.conftest import MODELS
 from tests.fakes import FakeProvider
 
@@ -184,16 +184,16 @@ def make_job_gateway(
         deployments=tuple(deployments),
         file_accounts=tuple(accounts),
         finetune_accounts=tuple(tuning),
-        **{"file_wait_seconds": 0.0, **more},
+        **{"file_wait_seconds": 0.0, "data_dir": make_place().data_dir, **more},
     )
     made = {
         d.id: (fakes or {}).get(d.id, FakeProvider)(d) for d in (*deployments, *accounts, *tuning)
     }
     tuned = TunedModels(database)
     router = Router(settings, made, tuned_models=tuned)
-    lookup = Lookup(settings, database, router)
-    files = Files(settings, database, router, lookup, FanOut(8))
-    jobs = Jobs(settings, database, router, lookup)
+    rooms = file_services(settings, database, router)
+    files = rooms.files
+    jobs = Jobs(settings, database, router, rooms.lookup, rooms.renewal)
     batches = Batches(database, router, jobs)
     fine_tuning = FineTuning(settings, database, router, jobs, tuned)
     upkeep = Upkeep(settings, database, jobs, batches, fine_tuning, lease_seconds=lease_seconds)

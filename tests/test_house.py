@@ -63,12 +63,25 @@ def test_the_registry_has_every_provider_there_is():
 def test_every_provider_has_a_test_that_inherits_the_contract():
     for cls in PROVIDERS:
         test = ROOT / f"tests/providers/test_{cls.__module__.rpartition('.')[2]}.py"
-        assert re.search(r"^class \w+\(.*ProviderContract\)", test.read_text(), re.MULTILINE), test
+        inherits = re.compile(r"^class \w+\(.*(Provider|Files)Contract\)", re.MULTILINE)
+        assert inherits.search(test.read_text()), test
 
 
 def test_no_name_means_two_providers():
     names = [name for cls in PROVIDERS for name in (cls.name, *cls.aliases)]
     assert len(names) == len(set(names))
+
+
+def test_nothing_outside_of_the_providers_names_google():
+    named = re.compile(r"google|gemini|vertex|\bgcs\b|gs://", re.IGNORECASE)
+    found = {
+        str(path.relative_to(ROOT))
+        for path in (ROOT / "app").rglob("*.py")
+        if "providers" not in path.parts and named.search(path.read_text())
+    }
+    # LiteLLM's keys, those that make a deployment's id, those no client may send, a noisy logger.
+    names = {"app/litellm_keys.py", "app/settings.py", "app/api/target.py", "app/logs.py"}
+    assert found <= names
 
 
 @pytest.mark.parametrize("cls", PROVIDERS, ids=lambda cls: cls.name)

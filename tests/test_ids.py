@@ -69,7 +69,6 @@ def test_a_providers_own_id_is_raw(raw):
         "file-\ud800",
         " file-1",
         "file-1 ",
-        "s3://bucket/key",
         "a" * 4097,
     ],
 )

@@ -10,10 +10,10 @@ from typing import Any
 from flask import request
 from marshmallow import Schema, ValidationError, fields, post_load, validate, validates_schema
 
-from app.api import body
+from app.api import body, context
 from app.api.schemas import UserId, load
 from app.errors import InvalidRequest
-from app.services.access import Role
+from app.services.callers import Role
 
 MAX_BODY_BYTES = 1024 * 1024
 MAX_METADATA_BYTES = 64 * 1024
@@ -31,6 +31,7 @@ def read_body(schema: Schema) -> dict[str, Any]:
     Raises InvalidRequest naming the field, TooLarge above 1 MB.
     """
     loaded: dict[str, Any] = load(schema, body.json_object(MAX_BODY_BYTES))
+    context.asked(loaded)
     return loaded
 
 

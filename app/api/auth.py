@@ -1,14 +1,16 @@
 """The key of a request -> its caller, and what each view asks of a caller."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from enum import Enum
 from typing import Any, TypeVar
 
 from flask import Flask, current_app, g, request
 
+from app.api import context
 from app.api.context import services
 from app.errors import NotAuthenticated, NotPermitted
-from app.services.access import Caller
+from app.services.callers import Caller, Origin
 
 OPEN_ROUTES: frozenset[str] = frozenset(
     {"/health/liveliness", "/health/liveness", "/health/readiness"}
@@ -62,6 +64,7 @@ def _check() -> None:
     if rule is None or rule.rule in OPEN_ROUTES:
         return
     caller = services().access.authenticate(_presented_secret())
+    caller = replace(caller, origin=Origin(context.request_id(), request.remote_addr))
     g.caller = caller
     required = _guard_of(current_app, rule.endpoint)
     if required is None or not _serves(required, caller):

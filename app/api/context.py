@@ -2,22 +2,28 @@
 
 import re
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
 from flask import current_app, g, request
 
 from app.db.engine import Database
-from app.services.access import Access, Caller
+from app.services.access import Access
+from app.services.audit import Trail
 from app.services.batches import Batches
+from app.services.callers import Caller
 from app.services.file_lists import FileLists
 from app.services.files import Files
 from app.services.fine_tuning import FineTuning
 from app.services.inference import Inference
+from app.services.reconciler import Reconciler
 from app.services.router import Router
+from app.services.sweeper import Sweeper
 from app.services.upkeep import Upkeep
 from app.services.uploads import Uploads
 from app.settings import Settings
+from app.spool import Spool
 
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 _EXTENSION = "manifold"
@@ -30,6 +36,7 @@ class Services:
     settings: Settings
     database: Database
     access: Access
+    trail: Trail
     router: Router
     files: Files
     file_lists: FileLists
@@ -38,6 +45,9 @@ class Services:
     batches: Batches
     fine_tuning: FineTuning
     upkeep: Upkeep
+    reconciler: Reconciler
+    sweeper: Sweeper
+    spool: Spool
 
 
 def services() -> Services:
@@ -61,3 +71,8 @@ def request_id() -> str:
 def note(**facts: Any) -> None:
     """Add facts to the log line of this request."""
     g.setdefault("notes", {}).update(facts)
+
+
+def asked(fields: Mapping[str, Any]) -> None:
+    """Remember what a body about users or keys asks for; the audit trail keeps the names of it."""
+    g.asked = fields

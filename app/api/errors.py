@@ -2,7 +2,7 @@
 
 import logging
 
-from flask import Flask, Response, jsonify, request
+from flask import Flask, Response, g, jsonify, request
 from werkzeug.exceptions import ClientDisconnected, HTTPException, MethodNotAllowed
 from werkzeug.http import HTTP_STATUS_CODES
 from werkzeug.wrappers import Response as BaseResponse
@@ -37,7 +37,6 @@ def install(app: Flask) -> None:
 
 def _mark(response: Response) -> Response:
     response.headers["x-request-id"] = context.request_id()
-    response.headers["x-content-type-options"] = "nosniff"
     if response.status_code == 401:
         response.headers.setdefault("WWW-Authenticate", "Bearer")
     return response
@@ -66,6 +65,7 @@ def _of_the_gateway(error: GatewayError) -> Response:
             },
         )
     elif isinstance(error, DatabaseUnavailable | StorageFull):
+        g.database_is_away = isinstance(error, DatabaseUnavailable)
         log_outage(error)
     return response
 

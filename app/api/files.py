@@ -27,7 +27,7 @@ MB = 1024 * 1024
 def create(**_: str) -> FileObject:
     """The new file object, under the kind of id that the request's selector asks for."""
     settings = services().settings
-    spool = settings.data_dir / "spool"
+    spool = services().spool.folder()
     limit = settings.max_file_size_mb * MB
     with spooled_form(spool, file_field="file", max_file_bytes=limit) as form:
         given: dict[str, Any] = dict(form.fields)

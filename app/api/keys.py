@@ -17,7 +17,7 @@ from app.api.admin_schemas import (
 )
 from app.api.auth import Guard, guard
 from app.api.context import caller, services
-from app.services.access import KeyFields
+from app.services.keys import KeyFields
 
 blueprint = Blueprint("keys", __name__)
 

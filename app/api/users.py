@@ -15,7 +15,8 @@ from app.api.admin_schemas import (
 )
 from app.api.auth import Guard, guard
 from app.api.context import caller, services
-from app.services.access import KeyFields, UserFields
+from app.services.keys import KeyFields
+from app.services.users import UserFields
 
 blueprint = Blueprint("users", __name__)
 

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -15,6 +16,7 @@ from sqlalchemy.exc import (
     DBAPIError,
     IntegrityError,
     NoSuchModuleError,
+    OperationalError,
 )
 from sqlalchemy.exc import (
     TimeoutError as PoolTimeout,
@@ -29,7 +31,7 @@ BUSY_TIMEOUT_SECONDS = 10
 LINE_SECONDS = 30
 """How long a writer waits for the writers before it in its own process."""
 POOL_TIMEOUT_SECONDS = 10
-_PATIENCE = {"connect_timeout": "5", "tcp_user_timeout": "10000", "keepalives_idle": "30"}
+PATIENCE = {"connect_timeout": "5", "tcp_user_timeout": "10000", "keepalives_idle": "30"}
 """PostgreSQL's seconds, milliseconds and seconds until a host that is gone counts as gone; what the
 URL says of them wins."""
 SUPPORTED = ("sqlite:///path/to/file.db", "postgresql://user:password@host/name")
@@ -76,6 +78,9 @@ class _Turn:
     hundred took 1.7 s, and 0.5 s since they wait here. The line is two locks on a file beside the
     database: whoever holds `_NEXT` waits for `_NOW`, so nobody is overtaken twice. The kernel
     takes both from a process that dies. Where there are no such locks, SQLite's own remains.
+
+    When somebody outside the line, an operator's tool, holds the file for so long that a writer
+    gives up, all who stood in line meanwhile give up with it instead of one after another.
     """
 
     _NEXT, _NOW = 0, 1
@@ -85,36 +90,62 @@ class _Turn:
         self._path = f"{database}-queue" if is_file else None
         self._threads = threading.Lock()
         self._line: int | None = None
+        self._gave_up = 0
 
     def __enter__(self) -> None:
+        before = self._gave_up
         # One thread of a process at a time, for these locks are the whole process's.
         if not self._threads.acquire(timeout=LINE_SECONDS):
-            raise DatabaseUnavailable
+            raise DatabaseUnavailable from _held()
         try:
-            self._wait_in_line()
+            self._wait_in_line(before)
         except OSError:
             self._leave()
         except BaseException:
             self.__exit__()
             raise
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _kind: object = None, error: object = None, _trace: object = None) -> None:
+        if isinstance(error, OperationalError) and _is_busy(error):
+            self._give_up()
         self._leave()
         self._threads.release()
 
-    def _wait_in_line(self) -> None:
+    def _wait_in_line(self, gave_up: int) -> None:
+        if self._gave_up != gave_up:
+            raise DatabaseUnavailable from _held()
         if self._path is None:
             return
         if self._line is None:
             self._line = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        before = os.fstat(self._line).st_mtime_ns
         fcntl.lockf(self._line, fcntl.LOCK_EX, 1, self._NEXT)
         fcntl.lockf(self._line, fcntl.LOCK_EX, 1, self._NOW)
         fcntl.lockf(self._line, fcntl.LOCK_UN, 1, self._NEXT)
+        if os.fstat(self._line).st_mtime_ns != before:
+            self._gave_up += 1
+            raise DatabaseUnavailable from _held()
+
+    def _give_up(self) -> None:
+        self._gave_up += 1
+        if self._line is not None:
+            # The file is empty; its time tells the other processes.
+            with suppress(OSError):
+                os.utime(self._line)
 
     def _leave(self) -> None:
         if self._line is not None:
             with suppress(OSError):
                 fcntl.lockf(self._line, fcntl.LOCK_UN, 2, self._NEXT)
+
+
+def _held() -> TimeoutError:
+    return TimeoutError("somebody else holds the database file's write lock")
+
+
+def _is_busy(error: OperationalError) -> bool:
+    code: int = getattr(error.orig, "sqlite_errorcode", 0)
+    return code & 0xFF == sqlite3.SQLITE_BUSY
 
 
 def connect(url: str, *, pool_size: int = 16) -> Database:
@@ -152,7 +183,7 @@ def connect(url: str, *, pool_size: int = 16) -> Database:
             }
     else:
         options["pool_pre_ping"] = True
-        patience = {name: _PATIENCE[name] for name in _PATIENCE if name not in parsed.query}
+        patience = {name: PATIENCE[name] for name in PATIENCE if name not in parsed.query}
         parsed = parsed.update_query_dict(patience)
     try:
         engine = create_engine(parsed, **options)

@@ -16,6 +16,7 @@ from app.db.tables import Copy, File, UtcDateTime, now
 
 VISIBLE = ("ready",)
 GONE = ("deleted",)
+_IDS_AT_ONCE = 500
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,10 @@ def by_deployment_file_id(
 ) -> list[File]:
     """The files with a copy that an upstream calls `raw`, at these deployments or at any."""
     # No join with DISTINCT: PostgreSQL cannot compare the JSON column.
-    held = select(Copy.file_id).where(Copy.deployment_file_id == raw)
+    # What a copy was called before its renewal still names it.
+    held = select(Copy.file_id).where(
+        or_(Copy.deployment_file_id == raw, Copy.first_file_id == raw)
+    )
     if deployment_ids is not None:
         held = held.where(Copy.deployment_id.in_(deployment_ids))
     query = select(File).where(File.id.in_(held)).order_by(File.created_at, File.id)
@@ -96,6 +100,23 @@ def page(
     # A list shows no JSON column, so it need not read ten thousand of them, nor stumble over one.
     query = query.options(defer(File.target_model_names, raiseload=True))
     return list(session.scalars(query.limit(limit)))
+
+
+def expired(session: Session, moment: dt.datetime, limit: int) -> list[File]:
+    """Some files that their owners have, past the time that these set."""
+    query = select(File).where(File.expires_at <= moment, File.state == "ready")
+    return list(session.scalars(query.order_by(File.expires_at).limit(limit)))
+
+
+def kept(session: Session, file_uuids: Collection[str]) -> set[str]:
+    """Those of these files whose content is to stay on the gateway's disk."""
+    found: set[str] = set()
+    every = sorted(file_uuids)
+    for start in range(0, len(every), _IDS_AT_ONCE):
+        some = every[start : start + _IDS_AT_ONCE]
+        query = select(File.id).where(File.id.in_(some), File.is_kept, File.state.not_in(GONE))
+        found.update(session.scalars(query))
+    return found
 
 
 def record_copy(session: Session, copy_id: str, *, was: str | None = None, **values: Any) -> bool:

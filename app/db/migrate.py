@@ -12,7 +12,7 @@ from sqlalchemy.exc import OperationalError, SQLAlchemyError
 import app
 from app.db.engine import Database
 from app.db.tables import HEAD
-from app.errors import ConfigError
+from app.errors import ConfigError, DatabaseAway
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -26,26 +26,28 @@ _POSTGRES_LOCK = 0x6D616E69666F6C64
 def current(database: Database) -> str | None:
     """The migration the database is at, None when it has no tables of ours.
 
-    Raises ConfigError if the database does not answer.
+    Raises DatabaseAway if the database does not answer.
     """
     try:
         with database.engine.connect() as connection:
             return _revision(connection)
     except SQLAlchemyError as error:
-        raise ConfigError([f"database_url: {_first_line(error)}"]) from error
+        raise DatabaseAway([f"database_url: {_first_line(error)}"]) from error
 
 
 def upgrade(database: Database) -> None:
     """Bring the database to HEAD; the second of two processes finds the work done.
 
-    Raises ConfigError, with the database as it was, if it does not answer, a statement fails, or
-    a newer version of the gateway has written to it.
+    Raises DatabaseAway if it does not answer, and ConfigError, with the database as it was, if a
+    statement fails, or a newer version of the gateway has written to it.
     """
     if _is_up_to_date(database):
         return
     try:
         with _alone(database):
-            _upgrade(database)
+            # Whoever was first may have done it; a look needs no lock on the database.
+            if not _is_up_to_date(database):
+                _upgrade(database)
     except (SQLAlchemyError, OSError) as error:
         raise ConfigError([f"the database could not be migrated: {error}"]) from error
 

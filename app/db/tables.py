@@ -16,10 +16,11 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
+    false,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-HEAD = "0003"
+HEAD = "0005"
 """The newest migration; a test holds it against the migrations folder."""
 
 
@@ -124,6 +125,8 @@ class File(Base):
     `kind`: unified, encoded or raw. `state`: uploading (nobody sees it), ready, failed (being taken
     back), deleting (unusable, copies remain) or deleted (a tombstone, so that a cursor that names
     it still works). `status` is OpenAI's, derived from the copies whenever one of them changes.
+    `expires_at` is when the caller's file ends, `copies_expire_at` when the last of its copies
+    does, None while one has no end. `is_kept`: the content is in the local store too.
     """
 
     __tablename__ = "files"
@@ -131,6 +134,7 @@ class File(Base):
         Index("ix_files_owner_created", "owner", "created_at", "id"),
         Index("ix_files_created", "created_at", "id"),
         Index("ix_files_state_updated", "state", "updated_at"),
+        Index("ix_files_expires_at", "expires_at"),
     )
 
     id: Mapped[str] = mapped_column(String(36), primary_key=True)
@@ -147,6 +151,8 @@ class File(Base):
     status: Mapped[str] = mapped_column(String(16))
     status_details: Mapped[str | None] = mapped_column(Text)
     expires_at: Mapped[dt.datetime | None]
+    copies_expire_at: Mapped[dt.datetime | None]
+    is_kept: Mapped[bool] = mapped_column(Boolean, default=False, server_default=false())
     created_at: Mapped[dt.datetime]
     updated_at: Mapped[dt.datetime]
 
@@ -156,7 +162,11 @@ class Copy(Base):
 
     `state`: intended (on its way, or its answer was lost), stored (the upstream is still at work
     on it), ready, missing (no copy there), expired, or deleting. `deployment_file_id` is what the
-    upstream called it, committed as soon as it is known.
+    upstream calls it, committed as soon as it is known; `first_file_id` what it called the copy
+    whose id was handed out, once a renewal has put another in its place. `upload_key` names the
+    latest attempt to store it, `upstream_model` the provider's model that it is for.
+    `next_look_at` is when something is to be done about it, None when nothing is; whoever does it
+    holds `lease_until`.
     """
 
     __tablename__ = "copies"
@@ -165,6 +175,8 @@ class Copy(Base):
         Index("ix_copies_deployment_file_id", "deployment_file_id"),
         Index("ix_copies_model_name", "model_name", "file_id"),
         Index("ix_copies_state", "state"),
+        Index("ix_copies_first_file_id", "first_file_id"),
+        Index("ix_copies_next_look_at", "next_look_at"),
     )
 
     id: Mapped[str] = mapped_column(String(36), primary_key=True)
@@ -173,10 +185,15 @@ class Copy(Base):
     deployment_id: Mapped[str] = mapped_column(String(255))
     provider: Mapped[str] = mapped_column(String(64))
     deployment_file_id: Mapped[str | None] = mapped_column(Text)
+    first_file_id: Mapped[str | None] = mapped_column(Text)
+    upstream_model: Mapped[str | None] = mapped_column(String(255))
+    upload_key: Mapped[str | None] = mapped_column(String(32))
     state: Mapped[str] = mapped_column(String(16))
     attempts: Mapped[int]
     last_error: Mapped[str | None] = mapped_column(Text)
     expires_at: Mapped[dt.datetime | None]
+    next_look_at: Mapped[dt.datetime | None]
+    lease_until: Mapped[dt.datetime | None]
     created_at: Mapped[dt.datetime]
     updated_at: Mapped[dt.datetime]
 
@@ -245,7 +262,8 @@ class UploadSession(Base):
     `status`: pending, completing (one call makes the file of it), completed, cancelled or expired.
     A pending one is over at `expires_at` whether or not that was written down. `selector` is where
     the file will go: one name of the contract's section 3, with its value. `part_ids` is set when
-    the completing begins, `file_id` (the id that was handed out) when it is done.
+    the completing begins, and `file_id` to the row id of the file that is being made; when it is
+    done, that is the id which was handed out.
     """
 
     __tablename__ = "uploads"
@@ -278,3 +296,42 @@ class UploadPart(Base):
     bytes: Mapped[int] = mapped_column(BigInteger)
     sha256: Mapped[str] = mapped_column(String(64))
     created_at: Mapped[dt.datetime]
+
+
+class AuditEntry(Base):
+    """What somebody did, or was refused. A row is never changed; a sweep removes it in the end.
+
+    `actor` is the user's id, None for a key without user; `key` the beginning of the hash of the
+    secret; `target` the public id of the object. `fields` are names, never values. `status` is
+    HTTP's: 202 for what was about to be asked of a provider, then how it ended.
+    """
+
+    __tablename__ = "audit"
+    __table_args__ = (
+        Index("ix_audit_at", "at", "id"),
+        Index("ix_audit_actor_at", "actor", "at"),
+    )
+
+    id: Mapped[str] = mapped_column(String(36), primary_key=True)
+    at: Mapped[dt.datetime]
+    actor: Mapped[str | None] = mapped_column(String(255))
+    role: Mapped[str] = mapped_column(String(32))
+    key: Mapped[str | None] = mapped_column(String(12))
+    address: Mapped[str | None] = mapped_column(String(64))
+    action: Mapped[str] = mapped_column(String(32))
+    target: Mapped[str | None] = mapped_column(Text)
+    status: Mapped[int]
+    request_id: Mapped[str | None] = mapped_column(String(128))
+    fields: Mapped[list[str]]
+    bytes: Mapped[int | None] = mapped_column(BigInteger)
+
+
+class AuditSweep(Base):
+    """What the triggers on the audit trail let go: rows from before this moment.
+
+    Its row lives for one transaction, that of the sweep.
+    """
+
+    __tablename__ = "audit_sweeps"
+
+    before: Mapped[dt.datetime] = mapped_column(primary_key=True)

@@ -106,6 +106,14 @@ def over_since(session: Session, before: dt.datetime, limit: int) -> list[str]:
     )
 
 
+def completing_since(session: Session, before: dt.datetime, limit: int) -> list[UploadSession]:
+    """Some uploads whose completing began before then and has not ended."""
+    query = select(UploadSession).where(
+        UploadSession.status == "completing", UploadSession.updated_at < before
+    )
+    return list(session.scalars(query.limit(limit)))
+
+
 def drop(session: Session, row_ids: Collection[str]) -> None:
     """Remove uploads and the rows of their parts, but those that somebody else removes now."""
     if not row_ids:

@@ -6,7 +6,7 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,12 +18,12 @@ from app.errors import InvalidRequest, NotFound, NotSupported, UpstreamError
 from app.providers.content_store import PIECE, ContentStore
 from app.providers.openai_style import infer
 from app.providers.params import is_address
-from app.providers.protocol import Operation, Place, Provider, StoredFile
+from app.providers.protocol import NO_FILES, Operation, Place, Provider, StoredFile
 from app.providers.upstream import Upstream
 from app.providers.wire.byte_range import part_of
 from app.providers.wire.inline import Fetch, Images, Inlined, inline_files
 from app.settings import Deployment
-from app.transfers import Cancellation, Download, Reply, Upload
+from app.transfers import AttachedFile, Cancellation, Download, Reply, Upload
 
 _log = logging.getLogger(__name__)
 
@@ -116,10 +116,13 @@ class Local(Provider):
             base, headers=self._credential, deployment=deployment, pool_size=place.pool_size
         )
 
+    def id_of(self, key: str) -> str | None:
+        return f"file-{key}"
+
     def upload(self, upload: Upload) -> StoredFile:
         now = int(time.time())
         entry = _Entry(
-            id=f"file-{secrets.token_hex(16)}",
+            id=f"file-{upload.key or secrets.token_hex(16)}",
             filename=upload.filename,
             purpose=upload.purpose,
             bytes=upload.size,
@@ -178,6 +181,7 @@ class Local(Provider):
         body: bytes,
         upstream_model: str,
         cancellation: Cancellation,
+        files: Mapping[str, AttachedFile] = NO_FILES,
     ) -> Reply:
         if operation not in _INFERENCE:
             raise self._unsupported(operation)

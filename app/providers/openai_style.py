@@ -9,9 +9,9 @@ from app.errors import InvalidRequest, NotFound, RangeNotSatisfiable, UpstreamEr
 from app.objects import Batch, FineTuningJob
 from app.providers.multipart import MultipartFile
 from app.providers.openai_jobs import OpenAIJobs, seconds
-from app.providers.protocol import BatchRequest, Operation, Provider, StoredFile
+from app.providers.protocol import NO_FILES, BatchRequest, Operation, Provider, StoredFile
 from app.providers.upstream import Answer, Upstream, clean, error_of
-from app.transfers import Cancellation, Download, Reply, Upload
+from app.transfers import AttachedFile, Cancellation, Download, Reply, Upload
 
 _ERROR_BYTES = 1024 * 1024
 _PAGE = "10000"
@@ -126,6 +126,7 @@ class OpenAIStyle(Provider):
         body: bytes,
         upstream_model: str,
         cancellation: Cancellation,
+        files: Mapping[str, AttachedFile] = NO_FILES,
     ) -> Reply:
         path = self.inference_path(operation, upstream_model)
         return infer(self.upstream, path, body, cancellation)

@@ -7,7 +7,8 @@ provider it has. No exception but GatewayError leaves a provider. Deleting what 
 error.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -15,10 +16,17 @@ from typing import Any, ClassVar, Literal
 
 from marshmallow import Schema
 
-from app.errors import NotSupported
+from app.errors import NotFound, NotSupported
 from app.objects import Batch, FineTuningJob
+from app.providers.wire import jsonl
+from app.providers.wire.jsonl import Row
 from app.settings import Deployment
-from app.transfers import Cancellation, Download, ExpiresAfter, Reply, Upload
+from app.transfers import AttachedFile, Cancellation, Download, ExpiresAfter, Reply, Upload
+
+CLOCKS_DIFFER_SECONDS = 300
+"""How far an upstream's clock may be from ours."""
+
+NO_FILES: Mapping[str, AttachedFile] = {}
 
 
 class Operation(StrEnum):
@@ -52,10 +60,27 @@ class StoredFile:
 
 
 @dataclass(frozen=True)
+class Attempt:
+    """An upload of which nobody knows whether it arrived: what was to be stored, and when.
+
+    `begun_at` and `ended_by` are Unix seconds on our clock, `ended_by` None while it may still
+    arrive.
+    """
+
+    key: str
+    filename: str
+    purpose: str
+    size: int
+    begun_at: int
+    ended_by: int | None = None
+
+
+@dataclass(frozen=True)
 class BatchRequest:
     """What a batch is created from; `input_file_id` is the upstream's, `endpoint` its spelling.
 
-    None means that the caller did not set it, so it is not sent.
+    None means that the caller did not set it, so it is not sent. `model` is the upstream model
+    that the input file's rows are for, empty when nobody knows; most providers read it there.
     """
 
     input_file_id: str
@@ -63,6 +88,7 @@ class BatchRequest:
     completion_window: str
     metadata: dict[str, str] | None = None
     output_expires_after: ExpiresAfter | None = None
+    model: str = ""
 
 
 @dataclass(frozen=True)
@@ -87,6 +113,14 @@ class Provider:
     operations: ClassVar[frozenset[Operation]] = frozenset()
     serves_tuned_models: ClassVar[bool] = True
     """Whether a fine-tuned model can be called as soon as its job has succeeded."""
+    processes_first: ClassVar[bool] = False
+    """Whether a file can be used in a request only once the upstream has processed it."""
+    takes_openai_rows: ClassVar[bool] = True
+    """Whether a batch file's rows are stored as OpenAI writes them; if not, `batch_rows` makes
+    others of them, whichever way the file goes."""
+    shared_params: ClassVar[tuple[str, ...]] = ()
+    """Parameters that a deployment which leaves them out has from the account of its provider in
+    `files_settings`."""
     Params: ClassVar[type[Schema]]
     """Checks `Deployment.params`; an instance gets the loaded value as `self.params`."""
 
@@ -110,6 +144,34 @@ class Provider:
         """Every file of the account, all pages, in the provider's own order."""
         raise self._unsupported(Operation.FILES)
 
+    def id_of(self, key: str) -> str | None:
+        """What a file that was uploaded under this key is called here; None where the upstream
+        chooses."""
+        return None
+
+    def attempted(self, attempt: Attempt) -> Iterator[StoredFile]:
+        """The files that may be what an attempt has stored, the likeliest first.
+
+        Where the upstream chooses the ids, they are those of the same name, purpose and size that
+        were made at that time; the caller knows which of them are somebody else's.
+        """
+        known = self.id_of(attempt.key)
+        if known is not None:
+            with suppress(NotFound):
+                yield self.retrieve(known)
+            return
+        first = attempt.begun_at - CLOCKS_DIFFER_SECONDS
+        last = None if attempt.ended_by is None else attempt.ended_by + CLOCKS_DIFFER_SECONDS
+        found = [
+            file
+            for file in self.files(attempt.purpose)
+            if file.filename == attempt.filename
+            and file.size in (None, attempt.size)
+            and file.created_at >= first
+            and (last is None or file.created_at <= last)
+        ]
+        yield from sorted(found, key=lambda file: abs(file.created_at - attempt.begun_at))
+
     def content(
         self,
         file_id: str,
@@ -128,18 +190,23 @@ class Provider:
         """Remove the file. One that is gone already is no error."""
         raise self._unsupported(Operation.FILES)
 
+    def sweep(self, max_age_seconds: float) -> None:
+        """Remove what crashes have left behind, longer ago than that, in places of ours alone."""
+
     def infer(
         self,
         operation: Operation,
         body: bytes,
         upstream_model: str,
         cancellation: Cancellation,
+        files: Mapping[str, AttachedFile] = NO_FILES,
     ) -> Reply:
         """Send an inference request and return the answer as soon as its headers are there.
 
         `body` is OpenAI's JSON, with `upstream_model` as its model and this account's own file
-        ids. A cancel wakes up the wait for the answer. Every status comes back as a Reply, errors
-        in OpenAI's envelope; whether to try another deployment is the caller's business. Raises
+        ids; `files` says by these ids what is known of every file that the caller may use. A
+        cancel wakes up the wait for the answer. Every status comes back as a Reply, errors in
+        OpenAI's envelope; whether to try another deployment is the caller's business. Raises
         UpstreamError, always `retryable`, when no answer came: no connection, a broken one, or
         none in time.
         """
@@ -148,6 +215,20 @@ class Provider:
     def row_url(self, url: str) -> str:
         """How this provider spells the url of a batch row, given OpenAI's (`/v1/...`)."""
         return url
+
+    def batch_rows(self, rows: Iterable[Row | bytes], model: str) -> Iterator[bytes]:
+        """The lines of a batch file as this provider takes them, for one of its models.
+
+        A row that is bytes could not be read and was not checked. `model` is empty when the rows
+        themselves name the provider's models. Raises InvalidRequest naming the line that the
+        provider cannot do.
+        """
+
+        def spell(url: str) -> str:
+            found = jsonl.openai_url(url)
+            return self.row_url(found) if found in jsonl.ENDPOINTS else url
+
+        return jsonl.rewrite(rows, model, spell)
 
     def create_batch(self, request: BatchRequest) -> Batch:
         """Start a batch. An UpstreamError is `retryable` when nothing was started for sure."""

@@ -1,7 +1,8 @@
 """Name -> class; the one line a new provider adds outside its own file."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,16 @@ from marshmallow import ValidationError
 
 from app.errors import ConfigError
 from app.providers.azure import Azure
+from app.providers.gemini import Gemini
 from app.providers.local import Local
 from app.providers.openai import OpenAI
 from app.providers.protocol import Place, Provider
+from app.providers.vertex_ai import VertexAI
 from app.settings import Deployment
 
-PROVIDERS: tuple[type[Provider], ...] = (OpenAI, Azure, Local)
+PROVIDERS: tuple[type[Provider], ...] = (OpenAI, Azure, Local, VertexAI, Gemini)
 
-NOT_YET = frozenset({"vertex_ai", "vertex_ai_beta", "gemini", "bedrock", "anthropic", "mistral"})
+NOT_YET = frozenset({"bedrock", "anthropic", "mistral"})
 """Providers that a LiteLLM config may name and that this version does not serve: their models
 are left out with a warning instead of refusing a file that is right."""
 
@@ -32,6 +35,29 @@ def open_provider(deployment: Deployment, place: Place) -> Provider:
         return cls(deployment, place)
     except ValidationError as error:
         raise ConfigError(list(_texts(error.messages, cls))) from error
+
+
+def open_all(
+    deployments: Sequence[Deployment], accounts: Sequence[Deployment], place: Place
+) -> dict[str, Provider]:
+    """The providers of these deployments, by id; those that this version does not serve left out.
+
+    A parameter that a provider shares and a deployment leaves out comes from the account of the
+    same provider. Raises ConfigError.
+    """
+    return {d.id: open_provider(_completed(d, accounts), place) for d in deployments if serves(d)}
+
+
+def _completed(deployment: Deployment, accounts: Sequence[Deployment]) -> Deployment:
+    cls = _BY_NAME[deployment.provider]
+    shared = {
+        key: account.params[key]
+        for account in accounts
+        if _BY_NAME.get(account.provider) is cls
+        for key in cls.shared_params
+        if key in account.params
+    }
+    return replace(deployment, params={**shared, **deployment.params}) if shared else deployment
 
 
 def serves(deployment: Deployment) -> bool:

@@ -22,6 +22,7 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.util import Retry
 
 from app.errors import (
+    GatewayError,
     NotFound,
     UpstreamAuthFailed,
     UpstreamError,
@@ -45,6 +46,8 @@ _LONGEST_WAIT_SECONDS = 5
 _CREDENTIALS = ("Authorization", "api-key", "x-api-key", "x-goog-api-key")
 
 Headers = Mapping[str, str]
+Refusal = Callable[[int, bytes], GatewayError | None]
+"""What a provider makes of an error answer of its own form (status, body); None: the usual."""
 
 
 class _Facts(TypedDict):
@@ -59,7 +62,8 @@ class Upstream:
     may be repeated (GET, DELETE) are, on trouble and broken connections. An upload is repeated
     only when the upstream cannot have stored it: no connection, 429 or 503. Inference is not
     repeated here: another deployment may be the better second try. Redirects are never followed,
-    for they would carry the credential to another host.
+    for they would carry the credential to another host. `refusal` is asked first what an error
+    answer means, where a provider has errors of a form of its own.
     """
 
     def __init__(
@@ -69,7 +73,9 @@ class Upstream:
         headers: Callable[[], Headers],
         deployment: Deployment,
         pool_size: int,
+        refusal: Refusal = lambda _status, _body: None,
     ) -> None:
+        self._refusal = refusal
         self._base_url = base_url.rstrip("/")
         self._headers = headers
         self._deployment = deployment
@@ -113,6 +119,36 @@ class Upstream:
         with self._send(self._uploading, "POST", path, data=data, headers=headers) as answer:
             self._raise_for_status(answer)
             return self._object(answer)
+
+    def exchange(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Mapping[str, str] | None = None,
+        body: bytes | io.RawIOBase = b"",
+        headers: Headers | None = None,
+        repeatable: bool = False,
+        allowed: tuple[int, ...] = (),
+    ) -> "Answer":
+        """One step of a protocol whose answer's headers count; the caller closes the answer.
+
+        A body that is a stream has a length and can be rewound. Without `repeatable` the request
+        is repeated only when the upstream cannot have acted on it. Raises what `json` raises,
+        for a status of 300 and above that is not `allowed`; an UpstreamError is `retryable` when
+        the upstream has done nothing for sure.
+        """
+        session = self._repeatable if repeatable else self._uploading
+        response = self._send(session, method, path, params=params, data=body, headers=headers)
+        answer = Answer(response, self._failure)
+        if answer.status not in allowed:
+            self.raise_for(answer)
+        return answer
+
+    def object_of(self, answer: "Answer") -> dict[str, Any]:
+        """The JSON object that is an answer's body, {} for an empty one; the answer is closed."""
+        with answer.response:
+            return self._object(answer.response)
 
     def stream(
         self,
@@ -223,7 +259,12 @@ class Upstream:
         facts = self._facts()
         if status < 400:
             raise UpstreamError(f"{name} answered with a redirect, which is not followed", **facts)
-        error = error_of(_without_credential(self._read(answer), answer), status)
+        raw = _without_credential(self._read(answer), answer)
+        if (own := self._refusal(status, raw)) is not None:
+            if isinstance(own, UpstreamError):
+                own.provider, own.deployment = facts["provider"], facts["deployment"]
+            raise own
+        error = error_of(raw, status)
         message = error["message"]
         if status in (401, 403):
             raise UpstreamAuthFailed(f"{name} refused the gateway's own credential", **facts)

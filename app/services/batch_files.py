@@ -3,38 +3,23 @@
 import errno
 import hashlib
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
 from app.errors import InvalidRequest, ModelAccessDenied, StorageFull, TooLarge, UnknownModel
+from app.providers.protocol import Provider
 from app.providers.wire import jsonl
-from app.providers.wire.jsonl import Row
-from app.services.access import Caller
-from app.services.router import Route, Router, Way
+from app.providers.wire.jsonl import ENDPOINTS, Row, openai_url
+from app.services.callers import Caller
+from app.services.router import Router, Way
 from app.settings import Settings
 from app.transfers import Upload
 
 MB = 1024 * 1024
-_NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
-ENDPOINTS = (
-    "/v1/responses",
-    "/v1/chat/completions",
-    "/v1/embeddings",
-    "/v1/completions",
-    "/v1/moderations",
-    "/v1/images/generations",
-    "/v1/images/edits",
-    "/v1/videos",
-)
-"""What a batch may ask for. Source: OpenAI API reference, Batch, create; read 2026-11."""
-
-
-def openai_url(url: str) -> str:
-    """OpenAI's spelling of a row's url or of an endpoint: Azure's clients leave out /v1."""
-    return url if url.startswith("/v1/") else f"/v1{url}"
+NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 class BatchFiles:
@@ -105,59 +90,71 @@ class BatchFiles:
     def copies(self, upload: Upload, way: Way, spool: Path) -> Iterator[Mapping[str, Upload]]:
         """By deployment id, the file as that deployment's upstream wants it.
 
-        Written once for each distinct upstream model and spelling, removed at the end. By the
-        provider way the rows go as they are.
+        Written once for each distinct upstream model and way of writing rows, removed at the end.
+        By the provider way OpenAI's rows go as they are, where the provider takes them. Raises
+        InvalidRequest naming the line that a provider cannot do.
         """
         with ExitStack() as stack:
-            made: dict[tuple[str, bool], Upload] = {}
+            made: dict[tuple[object, ...], Upload] = {}
             found: dict[str, Upload] = {}
             for route in way.routes:
-                if way.kind == "raw":
+                provider = route.provider
+                is_raw = way.kind == "raw"
+                if is_raw and provider.takes_openai_rows:
                     found[route.deployment.id] = upload
                     continue
-                short = route.provider.row_url("/v1/x") == "/x"
-                key = (route.upstream_model, short)
+                model = "" if is_raw else route.upstream_model
+                key = (model, type(provider).batch_rows, provider.row_url("/v1/x"))
                 if key not in made:
-                    made[key] = stack.enter_context(self._rewritten(upload, route, spool))
+                    made[key] = stack.enter_context(self._rewritten(upload, provider, model, spool))
                 found[route.deployment.id] = made[key]
             yield found
 
     @contextmanager
-    def _rewritten(self, upload: Upload, route: Route, spool: Path) -> Iterator[Upload]:
+    def _rewritten(
+        self, upload: Upload, provider: Provider, model: str, spool: Path
+    ) -> Iterator[Upload]:
         # Not a `with`: what is raised while the copy is being sent is nothing of its writing.
         out = tempfile.NamedTemporaryFile(prefix="rows-", dir=spool, buffering=MB)  # noqa: SIM115  # as said
         try:
             try:
-                digest, size = self._write(upload, route, out)
+                digest, size, model = self._write(upload, provider, model, out)
             except OSError as error:
-                if error.errno in _NO_SPACE:
+                if error.errno in NO_SPACE:
                     raise StorageFull from error
                 raise
-            yield replace(upload, path=Path(out.name), size=size, sha256=digest)
+            yield replace(
+                upload,
+                path=Path(out.name),
+                size=size,
+                sha256=digest,
+                model=model,
+                original=upload,
+            )
         finally:
             # What could not be written stays in the buffer, and closing would try it once more.
             with suppress(OSError):
                 out.close()
 
-    def _write(self, upload: Upload, route: Route, out: IO[bytes]) -> tuple[str, int]:
-        """Write the rows as the route's upstream wants them; their SHA-256 and size in bytes."""
-
-        def spell(url: str) -> str:
-            found = openai_url(url)
-            return route.provider.row_url(found) if found in ENDPOINTS else url
-
+    def _write(
+        self, upload: Upload, provider: Provider, model: str, out: IO[bytes]
+    ) -> tuple[str, int, str]:
+        """Write the rows as the provider wants them; their SHA-256, size in bytes, and model."""
         digest = hashlib.sha256()
         size = 0
+        named: list[str] = []
         with upload.open() as file:
             found = jsonl.lines(file, self._longest)
             is_checked = self._settings.validate_batch_files
             parts = jsonl.rows(found) if is_checked else jsonl.readable(found)
-            for line in jsonl.rewrite(parts, route.upstream_model, spell):
+            if not model:
+                parts = _of_one_model(parts, named)
+            for line in provider.batch_rows(parts, model):
                 digest.update(line)
                 size += len(line)
                 out.write(line)
         out.flush()
-        return digest.hexdigest(), size
+        return digest.hexdigest(), size, model or "".join(named)
 
     def _check_model(self, caller: Caller, number: int, model: object, way: Way) -> None:
         if not isinstance(model, str) or not model:
@@ -187,6 +184,28 @@ class BatchFiles:
     @property
     def _longest(self) -> int:
         return self._settings.max_batch_row_mb * MB
+
+
+def _of_one_model(parts: Iterable[Row | bytes], named: list[str]) -> Iterator[Row | bytes]:
+    """The same parts; the one model that all of them name is put into `named`.
+
+    Raises InvalidRequest for a row of another model: such a provider's batches are of one.
+    """
+    for number, part in enumerate(parts, start=1):
+        if isinstance(part, Row):
+            if not isinstance(part.model, str) or not part.model:
+                raise _bad(part.number, "body.model is missing", "missing_required_parameter")
+            if not named:
+                named.append(part.model)
+            if part.model != named[0]:
+                raise _bad(
+                    part.number,
+                    f"the model is {part.model!r:.200}, the rows before say {named[0]!r:.200}; "
+                    "a batch of this provider is for one model",
+                )
+        elif part.strip():
+            raise _bad(number, "is not a JSON object", "invalid_json_line")
+        yield part
 
 
 def _checked(row: Row, seen: set[bytes], url: str | None) -> str:

@@ -5,18 +5,18 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from app import ids
+from app import faults, ids
 from app.db import jobs as rows
 from app.db.engine import Database
 from app.db.tables import Job
 from app.errors import Conflict, GatewayError, InvalidRequest, NotFound, UpstreamError
 from app.objects import BATCH_FINAL, Batch, Page
-from app.providers.protocol import BatchRequest
-from app.services.access import Caller
-from app.services.batch_files import ENDPOINTS, openai_url
+from app.providers.protocol import CLOCKS_DIFFER_SECONDS, BatchRequest
+from app.providers.wire.jsonl import ENDPOINTS, openai_url
+from app.services import audit
+from app.services.callers import Caller
 from app.services.job_lists import JobQuery, list_jobs
 from app.services.jobs import (
-    CLOCKS_DIFFER_SECONDS,
     Jobs,
     Source,
     UnrecordedJob,
@@ -70,13 +70,15 @@ class Batches:
         job = self._jobs.new_row(
             caller, "batch", source.kind, route, [source], _request(new, source, route, hints)
         )
-        self._jobs.intend(job)
+        self._jobs.intend(caller, job)
+        faults.point("job intent committed")
         try:
             batch = route.provider.create_batch(
                 BatchRequest(
                     input_file_id=job.upstream_input_id,
                     endpoint=route.provider.row_url(openai_url(new.endpoint)),
                     completion_window=new.completion_window,
+                    model=source.upstream_models.get(route.deployment.id) or route.upstream_model,
                     metadata=new.metadata,
                     output_expires_after=new.output_expires_after,
                 )
@@ -84,9 +86,10 @@ class Batches:
         except GatewayError as error:
             self._jobs.failed(job, error)
             raise
+        faults.point("job started upstream")
         is_whole = not (batch["output_file_id"] or batch["error_file_id"])
         is_final = is_whole and batch["status"] in BATCH_FINAL
-        self._jobs.started(job, batch["id"], _as_mapping(batch), is_final=is_final)
+        self._jobs.started(caller, job, batch["id"], _as_mapping(batch), is_final=is_final)
         if not is_whole:
             # It has begun, whatever becomes of its outputs now: the next look sees to them.
             with suppress(GatewayError):
@@ -125,10 +128,12 @@ class Batches:
         """
         found = self._jobs.resolve(caller, "batch", batch_id, hints, changing=True)
         if isinstance(found, UnrecordedJob):
+            audit.intend(self._database, caller, "batch.cancel", batch_id)
             return self._unrecorded(caller, found, hints, "cancel")
         if found.status in _ENDING:
             return self.shown(found)
         if found.state != "final":
+            audit.intend(self._database, caller, "batch.cancel", batch_id)
             self._cancel(found, batch_id)
         if found.status not in _ENDING and found.state == "final":
             raise Conflict(

@@ -9,7 +9,7 @@ from app.db import files as rows
 from app.db.engine import Database
 from app.errors import InvalidRequest, NotPermitted
 from app.objects import FileObject, Page, page
-from app.services.access import MASTER_OWNER, MASTER_USER_ID, Caller
+from app.services.callers import MASTER_OWNER, MASTER_USER_ID, Caller
 from app.services.file_objects import file_object, stored_object
 from app.services.router import Router, Selector, Way
 

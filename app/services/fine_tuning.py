@@ -5,6 +5,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Literal
 
+from app import faults
 from app.db import jobs as rows
 from app.db.engine import Database
 from app.db.tables import Job
@@ -17,10 +18,11 @@ from app.errors import (
     UpstreamError,
 )
 from app.objects import JOB_FINAL, FineTuningJob
-from app.services.access import Caller
+from app.providers.protocol import CLOCKS_DIFFER_SECONDS
+from app.services import audit
+from app.services.callers import Caller
 from app.services.job_lists import JobQuery, list_jobs
 from app.services.jobs import (
-    CLOCKS_DIFFER_SECONDS,
     Jobs,
     Source,
     UnrecordedJob,
@@ -76,7 +78,8 @@ class FineTuning:
             sources,
             request,
         )
-        self._jobs.intend(job)
+        self._jobs.intend(caller, job)
+        faults.point("job intent committed")
         raw = [source.raw_by_deployment[route.deployment.id] for source in sources]
         upstream = {**request, "model": route.upstream_model, "training_file": raw[0]}
         if len(raw) > 1:
@@ -86,9 +89,10 @@ class FineTuning:
         except GatewayError as error:
             self._jobs.failed(job, error)
             raise
+        faults.point("job started upstream")
         is_whole = not started["result_files"] and started["status"] != "succeeded"
         is_final = is_whole and started["status"] in JOB_FINAL
-        self._jobs.started(job, str(started["id"]), started, is_final=is_final)
+        self._jobs.started(caller, job, str(started["id"]), started, is_final=is_final)
         if not is_whole:
             # It has begun, whatever becomes of its results now: the next look sees to them.
             with suppress(GatewayError):
@@ -126,11 +130,13 @@ class FineTuning:
         found = self._jobs.resolve(caller, "fine_tuning", job_id, hints, changing=True)
         if isinstance(found, UnrecordedJob):
             route, raw = self._unrecorded(caller, found, hints)
+            audit.intend(self._database, caller, f"fine_tuning.{action}", job_id)
             return {**route.provider.steer_job(raw, action), "id": job_id}
         if found.status == "cancelled" and action == "cancel":
             return self.shown(found)
         if found.state == "final":
             raise Conflict(f"the job {job_id} cannot be changed: it is {found.status}", param="id")
+        audit.intend(self._database, caller, f"fine_tuning.{action}", job_id)
         self._steer(found, job_id, action)
         return self.shown(found)
 

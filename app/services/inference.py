@@ -5,13 +5,17 @@ The body passes through byte for byte except its model and its file ids.
 
 import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 from app import json_spans
+from app.db import files as rows
+from app.db.engine import Database
+from app.db.tables import Copy
 from app.errors import (
+    FileExpired,
     FileNotAvailable,
     GatewayError,
     InvalidRequest,
@@ -20,10 +24,14 @@ from app.errors import (
 )
 from app.json_spans import Document, Span
 from app.providers.protocol import Operation
-from app.services.access import Caller
+from app.services.callers import Caller
+from app.services.file_objects import copy_facts
 from app.services.lookup import Held, Lookup, Unrecorded
+from app.services.readiness import await_processed
+from app.services.renewal import Renewal
 from app.services.router import Hints, Route, Router, Selector
-from app.transfers import Cancellation, Reply
+from app.settings import Settings
+from app.transfers import AttachedFile, Cancellation, Reply
 
 log = logging.getLogger("manifold.inference")
 
@@ -64,6 +72,9 @@ _STREAM = ("stream",)
 _OWN_KEYS = ("custom_llm_provider", "provider", "target_model_names")
 READ_PATHS = (_MODEL, _STREAM, *((key,) for key in _OWN_KEYS), *FILE_ID_PATHS)
 
+_PERHAPS_GONE = frozenset({400, 403, 404})
+"""Refusals that may mean that the upstream has a file no more; a 403 is what some say of one."""
+
 _MOVE_ON = frozenset({408, 429})
 """Refusals beside all of 500 and above after which another deployment is tried."""
 
@@ -78,11 +89,20 @@ class Answer:
 
 @dataclass(frozen=True)
 class _Attached:
-    """A file of the request: what the caller calls it, and what each deployment calls it."""
+    """A file of the request: what the caller calls it, and what each deployment calls it.
+
+    `held` is its row, if it has one.
+    """
 
     handed: str
-    raw_by_deployment: Mapping[str, str]
+    raw_by_deployment: dict[str, str]
     models: tuple[str, ...]
+    held: Held | None = None
+
+    def copy_at(self, deployment_id: str) -> Copy | None:
+        """The copy's row at a deployment."""
+        copies = self.held.copies if self.held else ()
+        return next((copy for copy in copies if copy.deployment_id == deployment_id), None)
 
 
 @dataclass(frozen=True)
@@ -99,9 +119,19 @@ class _Request:
 class Inference:
     """Requests to a model, with the caller's own file ids in them."""
 
-    def __init__(self, router: Router, lookup: Lookup) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        database: Database,
+        router: Router,
+        lookup: Lookup,
+        renewal: Renewal,
+    ) -> None:
+        self._settings = settings
+        self._database = database
         self._router = router
         self._lookup = lookup
+        self._renewal = renewal
 
     @staticmethod
     def read(body: bytes) -> Document:
@@ -118,14 +148,16 @@ class Inference:
     ) -> Answer:
         """The first answer worth showing, from a deployment that holds every file of the request.
 
-        Raises UnknownModel, ModelAccessDenied, FileNotAvailable and what resolving a file id
-        raises, all before anything is sent; UpstreamAuthFailed when our credential was refused.
+        A copy that its upstream has let go of is stored there again first, when somebody has the
+        bytes. Raises UnknownModel, ModelAccessDenied, FileNotAvailable, FileExpired and what
+        resolving a file id raises, all before anything is sent; Conflict for a file that is still
+        being processed; UpstreamAuthFailed when our credential was refused.
         """
         selector = hints.selector(inference=True)
         candidates = self._candidates(caller, selector)
         spans = [span for span in document.at(FILE_ID_PATHS) if span.value is not None]
         attached = self._attach(caller, spans, candidates)
-        holders = _holders(candidates, attached.values(), selector.model or "")
+        holders = self._holders(candidates, attached.values(), selector.model or "")
         # One that cannot answer for certain is asked only when all of them cannot.
         holders = [r for r in holders if operation in r.provider.operations] or holders
         ordered = self._router.order(holders, lambda route: route.deployment.id)
@@ -187,14 +219,97 @@ class Inference:
         holders = dict.fromkeys((r.deployment.id for r in routes), found.raw)
         return _Attached(found.handed, holders, models)
 
-    def _try(self, request: _Request, route: Route, *, is_last: bool = False) -> Answer | None:
+    def _holders(
+        self, candidates: Sequence[Route], attached: Collection[_Attached], model: str
+    ) -> list[Route]:
+        """The candidates that hold every file; when none does, one to which they are brought back.
+
+        Raises FileExpired, FileNotAvailable naming the file that none has.
+        """
+        try:
+            return _holders(candidates, attached, model)
+        except FileNotAvailable:
+            places = [(route, self._gone_from(route, attached)) for route in candidates]
+            found = self._router.order(
+                [(route, gone) for route, gone in places if gone],
+                lambda place: place[0].deployment.id,
+            )
+            if not found:
+                raise
+        last: FileExpired | None = None
+        for route, gone in found:
+            try:
+                self._renew(gone)
+            except FileExpired as error:
+                last = error
+                continue
+            return [route]
+        assert last is not None  # noqa: S101  # there was one at least
+        raise last
+
+    def _gone_from(
+        self, route: Route, attached: Collection[_Attached]
+    ) -> list[tuple[_Attached, Copy]]:
+        """The files that a deployment has held and has not now; empty when it never held one."""
+        gone = []
+        for file in attached:
+            if route.deployment.id in file.raw_by_deployment:
+                continue
+            copies = self._renewal.renewable(file.held) if file.held else []
+            copy = next((c for c in copies if c.deployment_id == route.deployment.id), None)
+            if copy is None:
+                return []
+            gone.append((file, copy))
+        return gone
+
+    def _renew(self, gone: Sequence[tuple[_Attached, Copy]]) -> None:
+        for file, copy in gone:
+            assert file.held is not None  # noqa: S101  # it has a copy
+            renewed = self._renewal.renew(file.held, copy)
+            file.raw_by_deployment[copy.deployment_id] = renewed.deployment_file_id or ""
+
+    def _await_processed(self, request: _Request, route: Route) -> None:
+        """Return once the deployment can use every file. Raises Conflict, InvalidRequest."""
+        if not route.provider.processes_first:
+            return
+        for file in request.attached.values():
+            copy = file.copy_at(route.deployment.id)
+            if copy is None or copy.state == "ready":
+                continue
+            stored = await_processed(
+                route.provider,
+                file.raw_by_deployment[route.deployment.id],
+                file.handed,
+                "file_id",
+                self._settings.file_wait_seconds,
+            )
+            with self._database.write() as session:
+                rows.record_copy(session, copy.id, was="stored", **copy_facts(stored))
+
+    def _vanished(self, request: _Request, route: Route) -> list[tuple[_Attached, Copy]]:
+        """The files of a refused request that the deployment does not have any more."""
+        held = [
+            (file, copy)
+            for file in request.attached.values()
+            if file.held and (copy := file.copy_at(route.deployment.id))
+        ]
+        return [
+            (file, copy)
+            for file, copy in held
+            if file.held and self._renewal.vanished(file.held, copy)
+        ]
+
+    def _try(
+        self, request: _Request, route: Route, *, is_last: bool = False, is_again: bool = False
+    ) -> Answer | None:
         """The answer of one deployment, None when another should be asked."""
         deployment_id = route.deployment.id
+        self._await_processed(request, route)
         raw = {a.handed: a.raw_by_deployment[deployment_id] for a in request.attached.values()}
         body = _rendered(request, raw, route)
         self._router.begin(deployment_id)
         try:
-            reply = _begun(self._ask(request, route, body))
+            reply = _begun(self._ask(request, route, body, raw))
         except GatewayError as error:
             self._router.end(deployment_id)
             if not getattr(error, "retryable", False) or request.cancellation.is_cancelled:
@@ -213,6 +328,17 @@ class Inference:
             if not is_last and not request.cancellation.is_cancelled:
                 reply.close()
                 return None
+        if reply.status in _PERHAPS_GONE and request.attached and not is_again:
+            gone = self._vanished(request, route)
+            if gone:
+                reply.close()
+                try:
+                    self._renew(gone)
+                except FileExpired:
+                    if is_last:
+                        raise
+                    return None
+                return self._try(request, route, is_last=is_last, is_again=True)
         if reply.status in (401, 403):
             reply.close()
             raise UpstreamAuthFailed(
@@ -223,9 +349,15 @@ class Inference:
         return Answer(_handed_back(reply, {new: old for old, new in raw.items()}), route)
 
     @staticmethod
-    def _ask(request: _Request, route: Route, body: bytes) -> Reply:
+    def _ask(request: _Request, route: Route, body: bytes, raw: Mapping[str, str]) -> Reply:
+        files = {
+            raw[a.handed]: AttachedFile(a.held.file.filename, a.held.file.mime_type)
+            if a.held
+            else AttachedFile("", "")
+            for a in request.attached.values()
+        }
         return route.provider.infer(
-            request.operation, body, route.upstream_model, request.cancellation
+            request.operation, body, route.upstream_model, request.cancellation, files
         )
 
 
@@ -235,7 +367,7 @@ _NO_HINTS = Hints()
 def _attached(handed: str, found: Held) -> _Attached:
     held = {copy.deployment_id: copy.deployment_file_id or "" for copy in found.readable}
     at = (copy.model_name or copy.provider for copy in found.readable)
-    return _Attached(handed, held, tuple(dict.fromkeys(at)))
+    return _Attached(handed, held, tuple(dict.fromkeys(at)), found)
 
 
 def _holders(candidates: Sequence[Route], attached: Iterable[_Attached], model: str) -> list[Route]:

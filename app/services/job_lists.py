@@ -8,7 +8,7 @@ from app.db.engine import Database
 from app.db.tables import Job
 from app.errors import InvalidRequest, NotPermitted
 from app.ids import JobType
-from app.services.access import MASTER_OWNER, MASTER_USER_ID, Caller
+from app.services.callers import MASTER_OWNER, MASTER_USER_ID, Caller
 from app.services.router import Router, Selector
 
 

@@ -13,13 +13,12 @@ from dataclasses import dataclass
 
 from sqlalchemy.exc import IntegrityError
 
-from app import ids
+from app import faults, ids
 from app.db import files as file_rows
 from app.db import jobs as rows
 from app.db.engine import Database
 from app.db.tables import Copy, File, Job, now
 from app.errors import (
-    Conflict,
     DatabaseUnavailable,
     FileNotAvailable,
     GatewayError,
@@ -31,8 +30,11 @@ from app.errors import (
 )
 from app.ids import JobType
 from app.providers.protocol import Operation
-from app.services.access import Caller
+from app.services import audit
+from app.services.callers import Caller
 from app.services.lookup import Held, Lookup
+from app.services.readiness import await_processed
+from app.services.renewal import Renewal, expired
 from app.services.router import Hints, Kind, Route, Router
 from app.settings import Settings
 
@@ -56,15 +58,11 @@ _ANSWERED = (
     "last_error",
 )
 _LONGEST_STATUS = 32
-_NOT_READY_SECONDS = 10
 _APPEARS_WITHIN_SECONDS = 3600
 """How long after a job's end its outputs may still not be found at the upstream."""
 
 UNANSWERED = "unanswered"
 """The status of an intent whose request is over, and nobody knows what it has started."""
-
-CLOCKS_DIFFER_SECONDS = 300
-"""How far an upstream's clock may be behind ours."""
 
 GRACE_SECONDS = 10
 """How long an intent is left alone: its own request may still be waiting for the answer."""
@@ -75,7 +73,8 @@ class Source:
     """An input file of a job: what the caller called it and where, and where which copy is.
 
     `model_names` says, by deployment id, for which model name the copy is there, None at an
-    account. `param` is the field of the request that names the file.
+    account; `upstream_models` which of the provider's own models its rows are for, where known.
+    `param` is the field of the request that names the file.
     """
 
     handed: str
@@ -83,6 +82,7 @@ class Source:
     kind: Kind
     raw_by_deployment: Mapping[str, str]
     model_names: Mapping[str, str | None]
+    upstream_models: Mapping[str, str]
     unready: frozenset[str]
     where: tuple[str, ...]
     purpose: str | None
@@ -102,12 +102,18 @@ class Jobs:
     """Rows of jobs, on behalf of a caller or of the worker."""
 
     def __init__(
-        self, settings: Settings, database: Database, router: Router, lookup: Lookup
+        self,
+        settings: Settings,
+        database: Database,
+        router: Router,
+        lookup: Lookup,
+        renewal: Renewal,
     ) -> None:
         self._settings = settings
         self._database = database
         self._router = router
         self._lookup = lookup
+        self._renewal = renewal
 
     # Input
 
@@ -123,12 +129,13 @@ class Jobs:
                 "encoded" if found.model or hints.first("model") else "raw",
                 dict.fromkeys((route.deployment.id for route in routes), found.raw),
                 {route.deployment.id: route.model_name for route in routes},
+                {},
                 frozenset(),
                 tuple(dict.fromkeys(r.model_name or r.deployment.provider for r in routes)),
                 None,
                 param,
             )
-        copies = found.readable
+        copies = self._usable(found, meaning, hints)
         kind: Kind = found.file.kind  # type: ignore[assignment]  # the column holds nothing else
         if found.file.public_id != handed and meaning and not isinstance(meaning, ids.UnifiedId):
             # A provider's own id of one copy: that copy and no other is meant.
@@ -141,11 +148,31 @@ class Jobs:
             kind,
             {c.deployment_id: c.deployment_file_id or "" for c in copies},
             {c.deployment_id: c.model_name for c in copies},
+            {c.deployment_id: c.upstream_model for c in copies if c.upstream_model},
             frozenset(c.deployment_id for c in copies if c.state != "ready"),
             tuple(dict.fromkeys(c.model_name or c.provider for c in copies)),
             found.file.purpose,
             param,
         )
+
+    def _usable(self, held: Held, meaning: ids.FileId | None, hints: Hints) -> list[Copy]:
+        """The copies that can be read; one that is gone from where it is wanted is renewed."""
+        model = meaning.model if isinstance(meaning, ids.EncodedId) else hints.first("model")
+        wanted = self._router.accounts_of(model) if model else None
+        copies = held.readable
+        if any(wanted is None or copy.deployment_id in wanted for copy in copies):
+            return copies
+        gone = [
+            copy
+            for copy in self._renewal.renewable(held)
+            if wanted is None or copy.deployment_id in wanted
+        ]
+        for copy in gone:
+            if self._renewal.has_bytes(held, copy):
+                return [*copies, self._renewal.renew(held, copy)]
+        if gone:
+            raise expired(held.file, gone[0])
+        return copies
 
     def route(
         self, caller: Caller, type: JobType, sources: Sequence[Source], model: str | None
@@ -188,33 +215,16 @@ class Jobs:
         if route.deployment.id not in source.unready:
             return
         raw = source.raw_by_deployment[route.deployment.id]
-        end = time.monotonic() + self._settings.file_wait_seconds
-        pause = 0.2
-        while (stored := route.provider.retrieve(raw)).status == "uploaded":
-            if time.monotonic() + pause > end:
-                raise Conflict(
-                    f"the file {source.handed} is still being processed by "
-                    f"{route.deployment.provider}; try again later",
-                    code="file_not_ready",
-                    param=source.param,
-                    # Unlike other conflicts this one goes away, and nothing was started.
-                    headers={"x-should-retry": "true", "Retry-After": str(_NOT_READY_SECONDS)},
-                )
-            time.sleep(pause)
-            pause = min(pause * 1.5, 5.0)
-        if stored.status == "error":
-            raise InvalidRequest(
-                f"{route.deployment.provider} could not process the file {source.handed}: "
-                f"{stored.status_details or 'no reason given'}",
-                param=source.param,
-            )
+        seconds = self._settings.file_wait_seconds
+        await_processed(route.provider, raw, source.handed, source.param, seconds)
 
     # Rows
 
-    def intend(self, job: Job) -> None:
+    def intend(self, caller: Caller, job: Job) -> None:
         """Commit a job before it is asked for."""
         with self._database.write() as session:
             rows.insert(session, job)
+            audit.record(session, caller, f"{job.type}.create", job.public_id, status=audit.BEGUN)
 
     def new_row(  # noqa: PLR0917  # the facts of one row
         self,
@@ -278,7 +288,13 @@ class Jobs:
             )
 
     def started(
-        self, job: Job, upstream_id: str, snapshot: Mapping[str, object], *, is_final: bool
+        self,
+        caller: Caller,
+        job: Job,
+        upstream_id: str,
+        snapshot: Mapping[str, object],
+        *,
+        is_final: bool,
     ) -> None:
         """Commit what the upstream has begun for this request.
 
@@ -297,9 +313,11 @@ class Jobs:
                         deployment=job.deployment_id,
                     )
                 rows.record_unless_final(session, job.id, **_facts(job))
+                audit.record(session, caller, f"{job.type}.create", job.public_id)
         except (DatabaseUnavailable, UpstreamError) as error:
             error.headers["x-should-retry"] = "false"
             raise
+        faults.point("job recorded")
 
     def found(
         self, job: Job, upstream_id: str, snapshot: Mapping[str, object], *, is_final: bool
@@ -473,6 +491,7 @@ class Jobs:
             updated_at=moment,
         )
         try:
+            faults.point("output found upstream")
             with self._database.write() as session:
                 # The job's owner at this moment: he may have been deleted since it was read.
                 file.owner = rows.owner_of(session, job.id) or job.owner
@@ -534,6 +553,9 @@ def gone_upstream(job: Job, job_id: str) -> NotFound:
 
 def holds(told: object, asked: object) -> bool:
     """Whether an upstream's metadata are those that were asked for; it may add its own."""
+    if told is None:
+        # Some never say; its input, its endpoint and its time must do then.
+        return True
     have = told if isinstance(told, dict) else {}
     return not isinstance(asked, dict) or all(have.get(key) == asked[key] for key in asked)
 

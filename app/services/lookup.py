@@ -8,7 +8,7 @@ from app.db import files as rows
 from app.db.engine import Database
 from app.db.tables import Copy, File, now
 from app.errors import NotFound, NotPermitted
-from app.services.access import Caller
+from app.services.callers import Caller
 from app.services.router import Hints, Route, Router
 from app.settings import Settings
 
@@ -88,7 +88,8 @@ class Lookup:
             self._settings.allow_unrecorded_ids and self._is_unheard_of(meaning.raw)
         ):
             raise _unknown(file_id)
-        if not ids.is_raw(meaning.raw):
+        # An address names an object wherever it lies: not even the setting opens it to everybody.
+        if not ids.is_raw(meaning.raw) and not (caller.is_admin and ids.is_address(meaning.raw)):
             raise _unknown(file_id)
         model = meaning.model if isinstance(meaning, ids.EncodedId) else None
         return Unrecorded(meaning.raw, file_id, model)

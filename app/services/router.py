@@ -18,7 +18,7 @@ from app.errors import (
     UnknownProvider,
 )
 from app.providers.protocol import Provider
-from app.services.access import Caller
+from app.services.callers import Caller
 from app.services.tuned_models import TunedModels
 from app.settings import Deployment, Settings
 

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+from app import faults
 from app.db import jobs as rows
 from app.db.engine import Database
 from app.db.tables import Job, now
@@ -28,7 +29,9 @@ _INTENT_LOOKS = 6
 
 
 class Upkeep:
-    """The looks of the background worker."""
+    """The looks at jobs of the background worker."""
+
+    name = "jobs"
 
     def __init__(
         self,
@@ -60,6 +63,7 @@ class Upkeep:
             if not rows.claim(session, job_uuid, moment, until):
                 return False
             job = rows.by_uuid(session, job_uuid)
+        faults.point("job look claimed")
         if job is None:
             return False
         was, looks = job.state, job.looks + 1

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypedDict, cast
 
+from app import faults, ids
 from app.db import uploads as rows
 from app.db.engine import Database
 from app.db.tables import UploadPart, UploadSession, now
@@ -32,7 +33,7 @@ from app.errors import (
     TooLarge,
 )
 from app.objects import FileObject
-from app.services.access import Caller
+from app.services.callers import Caller
 from app.services.files import Files
 from app.services.router import Hints, Router, Selector, Way
 from app.settings import Settings
@@ -49,6 +50,8 @@ TOMBSTONE_AGE = dt.timedelta(days=2)
 """How long a row outlives its upload, so that later calls are told what became of it."""
 
 _SWEEP_AT_ONCE = 10
+_COMPLETING_AGE = dt.timedelta(minutes=5)
+"""How long parts may take to be put together before their process counts as dead."""
 _ID = re.compile(r"upload_([0-9a-f]{32})")
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 _WHOLE = "whole"
@@ -199,13 +202,16 @@ class Uploads:
         _require_same(row, hints.selector())
         way = self._router.way(_selector(row), caller)
         parts = self._chosen(row, part_ids)
-        self._move(row, "completing", part_ids=list(part_ids))
+        # While it completes the row names the file that is being made: after a crash that tells.
+        file_uuid = ids.new_uuid()
+        self._move(row, "completing", part_ids=list(part_ids), file_id=file_uuid)
+        faults.point("completing committed")
         try:
             with self._assembled(row, parts, md5) as upload:
-                file = self._files.create(owner, upload, way)
+                file = self._files.create(owner, upload, way, file_uuid)
         except BaseException:
-            with suppress(DatabaseUnavailable), self._database.write() as session:
-                rows.change_status(session, row.id, "completing", "pending", part_ids=[])
+            with suppress(DatabaseUnavailable):
+                self._reopen(row.id)
             raise
         self._finish(row, file)
         return _upload_object(row, file)
@@ -218,6 +224,37 @@ class Uploads:
             self._move(row, "cancelled")
             self._remove(row.id)
         return _upload_object(row)
+
+    def sweep(self) -> None:
+        """Bring to their end uploads that nobody comes back to, and those that a crash cut off."""
+        moment = now()
+        with self._database.read() as session:
+            forgotten = rows.over_since(session, moment - TOMBSTONE_AGE, _SWEEP_AT_ONCE)
+            cut_off = rows.completing_since(session, moment - _COMPLETING_AGE, _SWEEP_AT_ONCE)
+        self._remove(*forgotten)
+        with self._database.write() as session:
+            rows.drop(session, forgotten)
+            expired = rows.expire(session, moment, _SWEEP_AT_ONCE)
+        self._remove(*expired)
+        for row in cut_off:
+            self._recover(row)
+
+    def _recover(self, row: UploadSession) -> None:
+        """An upload whose completing was cut off: its file was made, or it may be tried again."""
+        file = self._files.recorded(row.file_id or "")
+        if file is not None and file.state == "uploading":
+            return  # Its process lives, or the reconciler comes to it soon.
+        if file is None or file.state != "ready":
+            self._reopen(row.id)
+            return
+        with self._database.write() as session:
+            done = {"file_id": file.public_id}
+            rows.change_status(session, row.id, "completing", "completed", **done)
+        self._remove(row.id)
+
+    def _reopen(self, row_id: str) -> None:
+        with self._database.write() as session:
+            rows.change_status(session, row_id, "completing", "pending", part_ids=[], file_id=None)
 
     # Rows
 

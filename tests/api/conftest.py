@@ -12,7 +12,8 @@ from flask.testing import FlaskClient
 from app.db.engine import Database, connect
 from app.db.tables import Base
 from app.factory import create_app
-from app.services.access import Access, Role
+from app.services.access import Access
+from app.services.callers import Role
 from app.settings import Deployment, Settings
 from tests.access_builders import MASTER_KEY, issue
 from tests.builders import make_deployment

@@ -239,7 +239,6 @@ def test_every_response_has_its_request_id(client: FlaskClient, path: str):
     assert sane.headers.getlist("x-request-id") == ["abc-123"]
     odd = client.get(path, headers={"x-request-id": "<script>"})
     assert odd.headers["x-request-id"].startswith("req_")
-    assert odd.headers["x-content-type-options"] == "nosniff"
 
 
 @pytest.mark.parametrize("error", [GatewayError("x"), Slip("x"), BadRequest()], ids=repr)

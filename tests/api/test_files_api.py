@@ -13,6 +13,7 @@ from app.errors import UpstreamError, UpstreamRejected
 from app.objects import PURPOSES
 from app.transfers import Download
 from tests.api.conftest import Person, error_of, make_gateway, multipart
+from tests.builders import spooled
 from tests.fakes import FakeProvider
 
 PREFIXES = ("", "/v1", "/openai")
@@ -85,7 +86,7 @@ def test_a_file_goes_where_its_targets_are(alice, gateway, prefix):
             "text/plain",
             "user_data",
         )
-    assert list((gateway.data_dir / "spool").iterdir()) == []
+    assert spooled(gateway.data_dir) == []
 
 
 SELECTORS = [

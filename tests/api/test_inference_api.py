@@ -108,7 +108,7 @@ def test_a_stream_is_relayed_piece_by_piece_and_closed(alice, gateway):
     )
     response = alice.post("/v1/chat/completions", json={**CHAT, "stream": True}, buffered=False)
     assert response.headers["X-Accel-Buffering"] == "no"
-    assert response.headers["Cache-Control"] == "no-cache"
+    assert response.headers["Cache-Control"] == "no-cache, no-store"
     assert "Content-Length" not in response.headers
     assert list(response.response) == pieces
     assert not closed

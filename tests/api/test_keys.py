@@ -8,21 +8,13 @@ from app.db.engine import connect
 from app.db.tables import Base
 from app.services.access import Access
 from tests.access_builders import (
-    BACKENDS,
     MASTER_KEY,
     Client,
     everything,
     issue,
     make_app,
-    scratch_database,
     statements,
 )
-
-
-@pytest.fixture(params=BACKENDS)
-def database(request):
-    with scratch_database(request.param) as database:
-        yield database
 
 
 @pytest.fixture

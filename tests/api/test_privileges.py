@@ -10,7 +10,8 @@ from flask import Flask, request
 from app.api import auth
 from app.api.auth import OPEN_ROUTES, Guard, guard
 from app.errors import DatabaseUnavailable, GatewayError
-from app.services.access import Access, Role
+from app.services.access import Access
+from app.services.callers import Role
 from tests.access_builders import (
     MASTER_KEY,
     Client,

@@ -16,7 +16,8 @@ from app.db.engine import connect
 from app.db.tables import Base, now
 from app.factory import create_app
 from app.providers.protocol import Operation
-from app.services.access import Access, Role, operator
+from app.services.access import Access
+from app.services.callers import Role, operator
 from app.settings import Settings
 from tests.access_builders import MASTER_KEY
 from tests.api.conftest import ACCOUNTS, DEPLOYMENTS, Gateway, Person, multipart

@@ -15,7 +15,8 @@ from app import ids
 from app.db.engine import connect
 from app.db.tables import Base, UploadSession, now
 from app.factory import create_app
-from app.services.access import Access, Role
+from app.services.access import Access
+from app.services.callers import Role
 from app.services.uploads import PART_BYTES
 from app.settings import Settings
 from tests.access_builders import MASTER_KEY, issue

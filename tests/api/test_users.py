@@ -6,23 +6,16 @@ import pytest
 
 from app.db.engine import connect
 from app.db.tables import Base
-from app.services.access import Access, operator
+from app.services.access import Access
+from app.services.callers import operator
 from tests.access_builders import (
-    BACKENDS,
     MASTER_KEY,
     Client,
     everything,
     issue,
     make_app,
-    scratch_database,
     sign_in,
 )
-
-
-@pytest.fixture(params=BACKENDS)
-def database(request):
-    with scratch_database(request.param) as database:
-        yield database
 
 
 @pytest.fixture

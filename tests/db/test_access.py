@@ -7,13 +7,7 @@ from sqlalchemy import event, text
 
 from app.db import access as db
 from app.db.tables import Key, User, now
-from tests.access_builders import BACKENDS, add_file, scratch_database
-
-
-@pytest.fixture(params=BACKENDS)
-def database(request):
-    with scratch_database(request.param) as database:
-        yield database
+from tests.access_builders import add_file, scratch_database
 
 
 def _key(number, moment, user_id=None, **more):

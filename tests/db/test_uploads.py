@@ -9,24 +9,15 @@ import pytest
 from sqlalchemy import select
 
 from app.db import uploads as rows
-from app.db.engine import connect
-from app.db.tables import Base, UploadPart, UploadSession, now
-from tests.access_builders import BACKENDS, scratch_database
+from app.db.tables import UploadPart, UploadSession, now
 
 HOUR = dt.timedelta(hours=1)
 
 
-@pytest.fixture(params=BACKENDS)
-def database(request, tmp_path):
-    if request.param == "postgresql":
-        with scratch_database(request.param) as database:
-            yield database
-        return
-    # In a file: SQLite in memory is one connection, which threads cannot share.
-    database = connect(f"sqlite:///{tmp_path / 'manifold.db'}")
-    Base.metadata.create_all(database.engine)
-    yield database
-    database.engine.dispose()
+@pytest.fixture
+def database(served_database):
+    """In a file: SQLite in memory is one connection, which threads cannot share."""
+    return served_database
 
 
 def add_upload(database, *, status="pending", expires_in=HOUR):
@@ -195,8 +186,8 @@ def test_what_is_over_for_long_goes_with_its_parts(database):
     assert all(status(database, row_id) for row_id in kept)
 
 
-@pytest.mark.parametrize("database", ["postgresql"], indirect=True)  # SQLite has one writer.
-def test_two_sweepers_do_not_wait_for_each_other(database):
+def test_two_sweepers_do_not_wait_for_each_other(postgres):
+    database = postgres  # SQLite has one writer.
     row_id = add_upload(database, expires_in=-HOUR)
     with database.write() as first:
         assert rows.expire(first, now(), 5) == [row_id]

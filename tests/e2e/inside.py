@@ -59,9 +59,11 @@ def rows(gateway: Gateway, only: str | None = None) -> dict[str, list[tuple[Any,
 
 
 def files_below(folder: Path) -> list[str]:
-    """The paths of all files below a folder, relative to it, sorted."""
+    """The paths of all files below a folder, relative to it, sorted; but those that say that a
+    process lives."""
     found = folder.rglob("*") if folder.exists() else ()
-    return sorted(str(path.relative_to(folder)) for path in found if path.is_file())
+    files = (path for path in found if path.is_file() and path.name != ".lock")
+    return sorted(str(path.relative_to(folder)) for path in files)
 
 
 def spooled(gateway: Gateway) -> list[str]:

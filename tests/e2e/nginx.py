@@ -19,6 +19,8 @@ from tests.e2e.gateway import ROOT, RUNNING, Server, _environment, wait_until
 BINARY = shutil.which("nginx") or "/usr/sbin/nginx"
 CONFIGURATION = ROOT / "deploy" / "nginx.conf"
 HOST = "127.0.0.1"
+ONE_NODE = "proxy_next_upstream off;"
+NODE = "    server 127.0.0.1:4000 fail_timeout=0;"
 
 # What a distribution's nginx.conf has around the file under test; everything inside one folder.
 MAIN = """
@@ -45,12 +47,12 @@ def is_installed() -> bool:
 
 
 class Nginx(Server):
-    """nginx on free ports in front of `behind`, an address such as "127.0.0.1:4000".
+    """nginx on free ports in front of `behind`, addresses such as "127.0.0.1:4000".
 
     `url` speaks TLS and `plain_url` does not; `ca` is what clients must trust.
     """
 
-    def __init__(self, folder: Path, behind: str) -> None:
+    def __init__(self, folder: Path, *behind: str) -> None:
         super().__init__("nginx", folder)
         self._folder = folder
         self.temp = folder / "temp"
@@ -73,10 +75,14 @@ class Nginx(Server):
                 ("server_name manifold.example.com;", "server_name localhost;", 2),
                 ("/etc/nginx/manifold/fullchain.pem", f"{folder}/chain.pem", 1),
                 ("/etc/nginx/manifold/privkey.pem", f"{folder}/key.pem", 1),
-                ("server 127.0.0.1:4000 ", f"server {behind} ", 1),
+                (NODE, "\n".join(NODE.replace("127.0.0.1:4000", each) for each in behind), 1),
             ):
                 assert text.count(old) == times, f"{CONFIGURATION}: {old!r}"
                 text = text.replace(old, new)
+            if len(behind) > 1:
+                # What the file tells to change for a second node.
+                assert text.count(ONE_NODE) == 1
+                text = text.replace(ONE_NODE, ONE_NODE.replace("off", "error"))
             (folder / "manifold.conf").write_text(text)
             user = "user root;" if os.geteuid() == 0 else ""  # Else nobody may enter the folder.
             (folder / "nginx.conf").write_text(MAIN.format(folder=folder, user=user))

@@ -157,7 +157,7 @@ def test_a_stream_arrives_as_it_is_made(house):
         with raw as answer:
             assert answer.headers["content-type"].startswith("text/event-stream")
             assert answer.headers["x-accel-buffering"] == "no"
-            assert answer.headers["cache-control"] == "no-cache"
+            assert answer.headers["cache-control"] == "no-cache, no-store"
             arrived = [time.monotonic() for line in answer.iter_lines() if line]
     assert arrived[0] - begun < 0.4
     # First, five pieces, last, and [DONE] right behind it in a chunk of its own.

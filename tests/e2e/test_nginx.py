@@ -17,6 +17,7 @@ from typing import Any
 import openai
 import pytest
 
+from app.api.security_headers import HEADERS
 from tests.e2e.conftest import StartGateway, missing
 from tests.e2e.gateway import Account, Gateway, Seen, Upstream, model, wait_until
 from tests.e2e.nginx import Nginx, is_installed
@@ -169,7 +170,7 @@ def test_a_large_file_goes_up_and_comes_down_and_nginx_keeps_nothing(
     def reached(at: int) -> None:
         # The rest is sent only after the gateway has begun: whoever buffers it all, fails here.
         if at >= EARLIEST and not spooled_early:
-            wait_until(lambda: any(each.stat().st_size for each in spool.glob("upload-*")))
+            wait_until(lambda: any(each.stat().st_size for each in spool.glob("*/upload-*")))
             spooled_early.append(at)
 
     big = generated(BIG, reached)
@@ -216,9 +217,9 @@ def test_a_client_that_leaves_its_upload_leaves_nothing(
     own = f"leaver-{time.time_ns()}"
     connection = nginx.connect()
     connection.sendall(start_of_form(gateway, 50 * MB, f"X-Request-ID: {own}\r\n") + PATTERN * 4)
-    wait_until(lambda: any(spool.glob("upload-*")))
+    wait_until(lambda: any(spool.glob("*/upload-*")))
     connection.close()
-    wait_until(lambda: not any(spool.glob("upload-*")), 3)
+    wait_until(lambda: not any(spool.glob("*/upload-*")), 3)
     assert account.uploads() == []
     # It is nothing to wake anybody for.
     assert log_line(gateway, own)["status"] == 400
@@ -255,7 +256,7 @@ def test_a_stream_says_that_it_must_not_be_held_back(
         with at.create(model="gpt", messages=ask(), stream=True) as response:
             headers = response.headers
         assert headers["content-type"].startswith("text/event-stream")
-        assert headers["cache-control"] == "no-cache"
+        assert headers["cache-control"] == "no-cache, no-store"
         assert "content-encoding" not in headers
         # nginx obeys this one and takes it out.
         assert ("x-accel-buffering" in headers) is (place == gateway.url)
@@ -416,6 +417,9 @@ def test_what_is_no_request_is_answered_in_the_envelope(
     assert headers["Content-Type"] == "application/json"
     assert headers["X-Request-Id"]
     assert len(headers.get_all("X-Request-Id") or []) == 1
+    for name, value in {**HEADERS, "Cache-Control": "no-store"}.items():
+        assert headers.get_all(name) == [value]
+    assert headers["Strict-Transport-Security"]
     assert_envelope(body, code)
 
 

@@ -3,7 +3,6 @@
 import contextlib
 import re
 import secrets
-import socket
 import sqlite3
 import threading
 import time
@@ -19,6 +18,7 @@ from sqlalchemy import make_url
 from tests.e2e.conftest import StartGateway
 from tests.e2e.gateway import Gateway, Upstream, model, wait_until
 from tests.e2e.inside import scratch_postgres
+from tests.e2e.tcp_proxy import TcpProxy
 
 WORKERS = 4
 CONFIG: dict[str, Any] = {
@@ -253,58 +253,11 @@ def test_an_admin_who_is_none_any_more_is_none_at_once(setting: Setting):
 # -------------------------------------------------------------------- database trouble
 
 
-class Wire:
-    """A TCP relay to a server; it can be cut, and mended at the same address."""
-
-    def __init__(self, host: str, port: int) -> None:
-        self._to = (host, port)
-        self._open: list[socket.socket] = []
-        self._listening: socket.socket | None = None
-        self.port = 0
-        self.mend()
-
-    def mend(self) -> None:
-        self._listening = socket.create_server(("127.0.0.1", self.port), backlog=100)
-        self.port = self._listening.getsockname()[1]
-        threading.Thread(target=self._accept, args=(self._listening,), daemon=True).start()
-
-    def cut(self) -> None:
-        if self._listening is None:
-            return
-        # A thread that waits in accept would keep the port open.
-        with contextlib.suppress(OSError):
-            self._listening.shutdown(socket.SHUT_RDWR)
-        self._listening.close()
-        self._listening = None
-        for sock in self._open:
-            with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
-            sock.close()
-        self._open.clear()
-
-    def _accept(self, listening: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                near, _ = listening.accept()
-                far = socket.create_connection(self._to)
-                self._open += (near, far)
-                for one, other in ((near, far), (far, near)):
-                    threading.Thread(target=_relay, args=(one, other), daemon=True).start()
-
-
-def _relay(one: socket.socket, other: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        while piece := one.recv(65536):
-            other.sendall(piece)
-    with contextlib.suppress(OSError):
-        other.shutdown(socket.SHUT_RDWR)
-
-
 @pytest.fixture(scope="module")
-def wired(upstream: Upstream, start_gateway: StartGateway) -> Iterator[tuple[Gateway, Wire]]:
+def wired(upstream: Upstream, start_gateway: StartGateway) -> Iterator[tuple[Gateway, TcpProxy]]:
     with scratch_postgres() as url:
         parsed = make_url(url)
-        wire = Wire(parsed.host or "127.0.0.1", parsed.port or 5432)
+        wire = TcpProxy(parsed.host or "127.0.0.1", parsed.port or 5432)
         through = parsed.set(host="127.0.0.1", port=wire.port)
         account = upstream.account("during-trouble")
         gateway = start_gateway(
@@ -313,10 +266,10 @@ def wired(upstream: Upstream, start_gateway: StartGateway) -> Iterator[tuple[Gat
             threads=8,
             database_url=through.render_as_string(hide_password=False),
         )
-        yield gateway, wire
-        gateway.close_clients()
-        gateway.stop()
-        wire.cut()
+        with wire:
+            yield gateway, wire
+            gateway.close_clients()
+            gateway.stop()
 
 
 def outage(response: requests.Response) -> None:
@@ -329,7 +282,7 @@ def outage(response: requests.Response) -> None:
 
 
 def test_a_database_that_is_gone_is_503_and_comes_back_without_a_restart(
-    upstream: Upstream, wired: tuple[Gateway, Wire]
+    upstream: Upstream, wired: tuple[Gateway, TcpProxy]
 ):
     gateway, wire = wired
     workers = Connections(gateway)
@@ -339,7 +292,7 @@ def test_a_database_that_is_gone_is_503_and_comes_back_without_a_restart(
     started = {process.pid for process in gateway.processes()}
 
     for _ in range(2):
-        wire.cut()
+        wire.refuse()
         for each in (key, "sk-" + "unknown" * 6, gateway.master_key):
             for response in workers.ask(each):
                 outage(response)
@@ -355,7 +308,7 @@ def test_a_database_that_is_gone_is_503_and_comes_back_without_a_restart(
         assert gateway.api("GET", "/v1/files", key="").status_code == 401
         assert upstream.requests() == []
 
-        wire.mend()
+        wire.resume()
         assert workers.statuses("", "/health/readiness") == [200] * WORKERS
         assert workers.statuses(key) == [200] * WORKERS
         assert workers.statuses("sk-" + "unknown" * 6) == [401] * WORKERS
@@ -365,7 +318,7 @@ def test_a_database_that_is_gone_is_503_and_comes_back_without_a_restart(
 
 
 def test_a_database_that_goes_while_a_copy_is_made_leaves_no_copy_unknown(
-    upstream: Upstream, wired: tuple[Gateway, Wire]
+    upstream: Upstream, wired: tuple[Gateway, TcpProxy]
 ):
     gateway, wire = wired
     fields = {"purpose": "user_data", "target_model_names": "cloud"}
@@ -380,9 +333,9 @@ def test_a_database_that_goes_while_a_copy_is_made_leaves_no_copy_unknown(
     sending = threading.Thread(target=send)
     sending.start()
     wait_until(lambda: upstream.files("during-trouble"))
-    wire.cut()
+    wire.refuse()
     sending.join()
-    wire.mend()
+    wire.resume()
     upstream.clear_faults()
 
     outage(answers[0])

@@ -16,7 +16,7 @@ from app.providers.local import Local
 from app.providers.protocol import Operation
 from app.transfers import Cancellation
 from tests.builders import make_deployment, make_place, make_upload
-from tests.providers.contract import EVERY_BYTE, ProviderContract, read
+from tests.providers.contract import EVERY_BYTE, FilesContract, read
 
 ENGINE = "http://engine.test:8000/v1"
 COMPLETION = {"id": "chatcmpl-1", "object": "chat.completion", "choices": []}
@@ -43,11 +43,11 @@ def everything_below(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
-class TestLocal(ProviderContract):
+class TestLocal(FilesContract):
     """The contract, with the fixture above."""
 
 
-class TestEngine(ProviderContract):
+class TestEngine(FilesContract):
     """The contract once more, of a deployment that can chat."""
 
     @pytest.fixture

@@ -13,6 +13,8 @@ PARAMS = {
     "openai": {"api_key": "k", "api_base": "http://host/v1"},
     "azure": {"api_key": "k", "api_base": "http://host"},
     "local": {"api_base": "http://host/v1"},
+    "vertex_ai": {"vertex_project": "p", "gcs_bucket_name": "b"},
+    "gemini": {"api_key": "k"},
 }
 """What opens each provider."""
 
@@ -45,6 +47,8 @@ def test_a_name_and_its_aliases_open_their_provider(name):
         ("custom_openai", {"api_key": "k"}, "litellm_params.api_base: missing"),
         ("azure", {"api_key": "k"}, "litellm_params.api_base: missing: the resource's address"),
         ("azure", {"api_base": "http://h"}, "litellm_params.api_key: missing: give api_key,"),
+        ("vertex_ai", {"vertex_projekt": "p"}, "did you mean 'vertex_project'?"),
+        ("gemini", {"api_key": "k\n"}, "litellm_params.api_key: must be printable ASCII"),
     ],
 )
 def test_a_mistake_names_its_place(provider, params, text):

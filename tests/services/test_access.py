@@ -8,23 +8,17 @@ from sqlalchemy import select
 
 from app.db.tables import File, Key, User
 from app.errors import Conflict, InvalidRequest, NotAuthenticated, NotFound, NotPermitted
-from app.services.access import Access, Caller, Role, operator
+from app.services.access import Access
+from app.services.callers import Caller, Role, operator
+from app.settings import RetiringKey
 from tests.access_builders import (
-    BACKENDS,
     MASTER_KEY,
     add_file,
     everything,
     issue,
-    scratch_database,
     sign_in,
     statements,
 )
-
-
-@pytest.fixture(params=BACKENDS)
-def database(request):
-    with scratch_database(request.param) as database:
-        yield database
 
 
 @pytest.fixture
@@ -61,6 +55,23 @@ def test_without_a_master_key_nobody_is_it(database):
     for secret in ("", "None", "sk-"):
         with pytest.raises(NotAuthenticated):
             Access(database, None).authenticate(secret)
+
+
+def test_a_retiring_master_key_works_until_its_end_and_owns_the_same(database):
+    old = "sk-master-of-before"
+    for until, works in ((_in(hours=1), True), (_in(seconds=-1), False)):
+        access = Access(
+            database,
+            MASTER_KEY,
+            retiring_master_keys=[RetiringKey(hashlib.sha256(old.encode()).hexdigest(), until)],
+        )
+        if works:
+            caller = access.authenticate(old)
+            assert (caller.owner, caller.is_admin, caller.expires_at) == ("master", True, until)
+            assert caller.owner == access.authenticate(MASTER_KEY).owner
+        else:
+            with pytest.raises(NotAuthenticated):
+                access.authenticate(old)
 
 
 def test_a_users_key_owns_by_its_user(access):

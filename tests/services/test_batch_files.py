@@ -5,11 +5,13 @@ import json
 import os
 import tempfile
 import tracemalloc
+from collections.abc import Iterable, Iterator
 
 import pytest
 
 from app.errors import InvalidRequest, ModelAccessDenied, StorageFull, TooLarge
-from app.services.batch_files import BatchFiles, openai_url
+from app.providers.wire.jsonl import Row, openai_url
+from app.services.batch_files import BatchFiles
 from app.services.router import Router, Selector
 from app.settings import Settings
 from tests.builders import make_deployment, make_upload
@@ -27,6 +29,19 @@ class ShortUrls(FakeProvider):
         return url.removeprefix("/v1")
 
 
+class OwnRows(FakeProvider):
+    """Takes rows of a form of its own, and none that asks for a picture."""
+
+    takes_openai_rows = False
+
+    def batch_rows(self, rows: Iterable[Row | bytes], model: str) -> Iterator[bytes]:
+        for row in rows:
+            assert isinstance(row, Row)
+            if row.url == "/v1/images/edits":
+                raise InvalidRequest(f"line {row.number}: no pictures", param="file")
+            yield f"<{row.custom_id} for {model or row.model}>\n".encode()
+
+
 DEPLOYMENTS = (
     make_deployment("a-1", model_name="a", upstream_model="up-a"),
     make_deployment("a-2", model_name="a", provider="azure", upstream_model="azure-a"),
@@ -41,10 +56,18 @@ def room(tmp_path):
     return make_room(tmp_path)
 
 
-def make_room(tmp_path, **settings):
-    made = Settings(deployments=DEPLOYMENTS, file_accounts=ACCOUNTS, **settings)
-    fakes = {d.id: FakeProvider(d) for d in (*DEPLOYMENTS, *ACCOUNTS)}
+OWN_ACCOUNT = make_deployment("own-account", model_name=None, provider="own", upstream_model="")
+
+
+def make_room(tmp_path, *, own=(), **settings):
+    """A room whose deployments of these ids take rows of a form of their own."""
+    accounts = (*ACCOUNTS, OWN_ACCOUNT)
+    made = Settings(deployments=DEPLOYMENTS, file_accounts=accounts, **settings)
+    fakes = {d.id: FakeProvider(d) for d in (*DEPLOYMENTS, *accounts)}
     fakes["a-2"] = ShortUrls(DEPLOYMENTS[1])
+    for deployment in (*DEPLOYMENTS, *accounts):
+        if deployment.id in (*own, OWN_ACCOUNT.id):
+            fakes[deployment.id] = OwnRows(deployment)
     return Room(made, Router(made, fakes), tmp_path)
 
 
@@ -320,6 +343,85 @@ def test_one_copy_is_written_for_each_name_and_spelling(room, alice):
 def test_by_the_provider_way_rows_go_as_they_are(room, alice):
     content = b"\xef\xbb\xbf" + make_row(url="/embeddings", model="gpt-x") + b"\n\n"
     assert room.copies(alice, content, provider="azure") == {"azure-account": content}
+
+
+# Rows of a provider's own form
+
+
+def test_a_copy_is_in_the_form_of_its_provider(alice, tmp_path):
+    room = make_room(tmp_path, own=("b-1",))
+    copies = room.copies(alice, make_rows("a", "b"), target_model_names=("a", "b"))
+    assert copies["b-1"] == b"<1 for up-b>\n<2 for up-b>\n"
+    assert json.loads(copies["a-1"].splitlines()[0])["body"]["model"] == "up-a"
+
+
+def test_two_forms_of_one_upstream_model_are_two_copies(alice, tmp_path):
+    room = make_room(tmp_path, own=("a-3",))
+    upload = make_upload(make_rows("a"), purpose="batch", folder=room.folder)
+    way = room.way(alice, target_model_names=("a", "c"))
+    with room.files.copies(upload, way, room.folder) as copies:
+        assert (copies["a-1"].model, copies["a-3"].model) == ("up-a", "up-a")
+        assert copies["a-1"].path != copies["a-3"].path
+
+
+def test_a_copy_knows_its_model_and_what_was_sent(alice, tmp_path):
+    room = make_room(tmp_path, own=("b-1",))
+    upload = make_upload(make_rows("a"), purpose="batch", folder=room.folder)
+    way = room.way(alice, target_model_names=("a", "b"))
+    with room.files.copies(upload, way, room.folder) as copies:
+        assert {key: copy.model for key, copy in copies.items()} == {
+            "a-1": "up-a",
+            "a-2": "azure-a",
+            "b-1": "up-b",
+        }
+        assert all(copy.original is upload for copy in copies.values())
+
+
+def test_what_a_provider_cannot_do_names_its_line_and_leaves_nothing(alice, tmp_path):
+    room = make_room(tmp_path, own=("b-1",))
+    rows = [make_row(str(n), model=None, url="/v1/images/edits") for n in range(2)]
+    with pytest.raises(InvalidRequest, match="line 1: no pictures"):
+        room.copies(alice, b"\n".join(rows), target_model_names=("a", "b"))
+    assert len(list(room.folder.iterdir())) == 1
+
+
+def test_by_the_provider_way_a_form_of_its_own_is_written_too(room, alice):
+    upload = make_upload(make_rows("m-1", "m-1"), purpose="batch", folder=room.folder)
+    with room.files.copies(upload, room.way(alice, provider="own"), room.folder) as copies:
+        [copy] = copies.values()
+        assert copy.path.read_bytes() == b"<1 for m-1>\n<2 for m-1>\n"
+        assert (copy.model, copy.original) == ("m-1", upload)
+
+
+@pytest.mark.parametrize("validate", [True, False])
+@pytest.mark.parametrize(
+    ("models", "what"),
+    [
+        (("m-1", "m-1", "m-2"), "line 3: the model is 'm-2', the rows before say 'm-1'"),
+        (("m-1", None), "line 2: body.model is missing"),
+        ((None,), "line 1: body.model is missing"),
+    ],
+)
+def test_by_the_provider_way_such_a_batch_is_of_one_model(alice, tmp_path, models, what, validate):
+    room = make_room(tmp_path, validate_batch_files=validate)
+    with pytest.raises(InvalidRequest) as refused:
+        room.copies(alice, make_rows(*models), provider="own")
+    assert what in refused.value.message
+    assert refused.value.param == "file"
+
+
+def test_without_validation_no_unread_line_reaches_such_a_provider_by_that_way(alice, tmp_path):
+    room = make_room(tmp_path, validate_batch_files=False)
+    content = make_rows("m-1") + b'{"body":{"model":"m-1","model":"m-2"}}\n'
+    with pytest.raises(InvalidRequest, match="line 2: is not a JSON object"):
+        room.copies(alice, content, provider="own")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "utf-16-be"])
+def test_without_validation_another_encoding_hides_no_model(lax, encoding):
+    caller = make_caller("alice", key_models=["a"])
+    for models in ("ba", "ab", "aba"):
+        lax.refusal(caller, make_rows(*models).decode().encode(encoding), ModelAccessDenied)
 
 
 def test_without_validation_what_is_no_row_goes_as_it_is(lax, alice):

@@ -25,8 +25,8 @@ REFUSED = UpstreamRejected("cannot be cancelled now", status=409)
 
 
 @pytest.fixture
-def gateway(memory):
-    return make_job_gateway(memory)
+def gateway(database):
+    return make_job_gateway(database)
 
 
 @pytest.fixture

@@ -31,8 +31,8 @@ TUNING = (
 
 
 @pytest.fixture
-def gateway(memory):
-    return make_job_gateway(memory)
+def gateway(database):
+    return make_job_gateway(database)
 
 
 @pytest.fixture
@@ -192,8 +192,8 @@ def test_a_copys_account_may_be_asked_in_its_own_words(gateway, alice):
     assert sent(gateway)["model"] == "up-b"
 
 
-def test_finetune_settings_are_for_the_provider_way(memory, alice):
-    gateway = make_job_gateway(memory, tuning=TUNING)
+def test_finetune_settings_are_for_the_provider_way(database, alice):
+    gateway = make_job_gateway(database, tuning=TUNING)
     gateway.fakes["tuning"].stored = gateway.fakes["openai-account"].stored
     file_id = upload(gateway, alice, provider="openai")
     job = gateway.tune(alice, file_id, model="gpt-x", validation_file=file_id)
@@ -338,8 +338,8 @@ def test_a_job_that_its_upstream_has_lost_cannot_be_steered(gateway, alice, job)
 # Without a row
 
 
-def test_an_admin_uses_a_job_without_a_row(memory, root, alice):
-    gateway = make_job_gateway(memory, tuning=TUNING)
+def test_an_admin_uses_a_job_without_a_row(database, root, alice):
+    gateway = make_job_gateway(database, tuning=TUNING)
     gateway.fakes["tuning-azure"].remote_jobs["ftjob-x"] = {"id": "ftjob-x", "status": "running"}
     by = {"custom_llm_provider": "azure"}
     assert retrieve(gateway, root, "ftjob-x", **by)["id"] == "ftjob-x"
@@ -386,8 +386,8 @@ def test_a_tuned_model_is_shown_and_not_registered_by_default(gateway, alice, jo
     assert gateway.tuned_rows() == []
 
 
-def test_a_tuned_model_is_its_owners_alone(memory, alice, bob, root):
-    gateway = make_job_gateway(memory, auto_register_fine_tuned=True)
+def test_a_tuned_model_is_its_owners_alone(database, alice, bob, root):
+    gateway = make_job_gateway(database, auto_register_fine_tuned=True)
     file_id = upload(gateway, alice, names=("b",))
     gateway.tune(alice, file_id, model="b")
     succeed(gateway)
@@ -401,13 +401,13 @@ def test_a_tuned_model_is_its_owners_alone(memory, alice, bob, root):
         with pytest.raises(UnknownModel):
             gateway.router.routes("ft:b", caller)
     # After a restart too.
-    again = make_job_gateway(memory, auto_register_fine_tuned=True)
+    again = make_job_gateway(database, auto_register_fine_tuned=True)
     assert again.router.routes("ft:b", alice)[0].deployment.id == "b-1"
 
 
 @pytest.mark.parametrize("status", ["failed", "cancelled", "running"])
-def test_only_a_job_that_succeeded_makes_a_model(memory, alice, status):
-    gateway = make_job_gateway(memory, auto_register_fine_tuned=True)
+def test_only_a_job_that_succeeded_makes_a_model(database, alice, status):
+    gateway = make_job_gateway(database, auto_register_fine_tuned=True)
     gateway.tune(alice, upload(gateway, alice, names=("b",)), model="b")
     fake, raw = gateway.upstream()
     fake.step_job(raw, status=status, fine_tuned_model="ft:b")
@@ -415,8 +415,8 @@ def test_only_a_job_that_succeeded_makes_a_model(memory, alice, status):
     assert gateway.tuned_rows() == []
 
 
-def test_a_model_that_must_be_deployed_first_is_not_registered(memory, alice):
-    gateway = make_job_gateway(memory, auto_register_fine_tuned=True)
+def test_a_model_that_must_be_deployed_first_is_not_registered(database, alice):
+    gateway = make_job_gateway(database, auto_register_fine_tuned=True)
     gateway.tune(alice, upload(gateway, alice, names=("b",)), model="b")
     gateway.fakes["b-1"].serves_tuned_models = False  # type: ignore[misc]  # as azure's class says
     succeed(gateway)

@@ -10,6 +10,7 @@ from app import ids
 from app.db.tables import Copy, File, now
 from app.errors import (
     AmbiguousRouting,
+    FileExpired,
     FileNotAvailable,
     InvalidRequest,
     ModelAccessDenied,
@@ -22,7 +23,7 @@ from app.errors import (
     UpstreamError,
     UpstreamTimeout,
 )
-from app.providers.protocol import Operation
+from app.providers.protocol import NO_FILES, Operation
 from app.services.inference import FILE_ID_PATHS, Inference
 from app.services.router import Hints
 from app.transfers import Cancellation, Reply
@@ -35,8 +36,8 @@ ANY = make_deployment("any", model_name="openai/*", upstream_model="*")
 
 
 @pytest.fixture
-def gateway(memory):
-    return make_gateway(memory)
+def gateway(database):
+    return make_gateway(database)
 
 
 def ask(gateway, caller, body, *, operation=Operation.CHAT, said=(), cancellation=None):
@@ -203,8 +204,8 @@ def test_a_model_from_elsewhere_is_written_into_the_body(gateway, alice, body):
     assert json.loads(received) == {"model": model, **kept}
 
 
-def test_a_wildcards_model_is_named_as_its_provider_does(memory, alice):
-    gateway = make_gateway(memory, [ANY])
+def test_a_wildcards_model_is_named_as_its_provider_does(database, alice):
+    gateway = make_gateway(database, [ANY])
     text_of(ask(gateway, alice, {"model": "openai/o3-ü"}))
     [(received, model)] = sent(gateway, "any")
     assert (json.loads(received), model) == ({"model": "o3-ü"}, "o3-ü")
@@ -265,8 +266,8 @@ def test_two_spellings_of_one_key_are_refused(gateway, alice):
 
 
 @pytest.mark.parametrize("hide", [False, True])
-def test_a_foreign_id_is_refused_wherever_it_stands(memory, alice, bob, viewer, nobody, hide):
-    gateway = make_gateway(memory, hide_foreign_objects=hide)
+def test_a_foreign_id_is_refused_wherever_it_stands(database, alice, bob, viewer, nobody, hide):
+    gateway = make_gateway(database, hide_foreign_objects=hide)
     unified = gateway.upload(alice, names=("b",))
     raw = gateway.raw_id("b-1")
     before = gateway.calls()
@@ -329,11 +330,19 @@ def test_a_request_with_two_files_goes_where_both_are(gateway, alice):
     assert sent(gateway, "a-1") == []
 
 
-def test_two_files_that_are_nowhere_together(gateway, alice):
+def test_two_files_that_are_nowhere_together_are_brought_together(gateway, alice):
     files = []
     for missing in ("a-1", "a-2"):
         gateway.fakes[missing].fail_next(BROKEN, method="upload")
         files.append(gateway.upload(alice, names=("a",)))
+    text_of(ask(gateway, alice, chat("a", *files)))
+    chosen = next(name for name in ("a-1", "a-2") if sent(gateway, name))
+    assert len(gateway.fakes[chosen].stored) == 2
+    assert len(sent(gateway, "a-1")) + len(sent(gateway, "a-2")) == 1
+
+
+def test_two_files_of_two_models_are_nowhere_together(gateway, alice):
+    files = [gateway.upload(alice, names=("a",)), gateway.upload(alice, names=("b",))]
     with pytest.raises(FileNotAvailable):
         ask(gateway, alice, chat("a", *files))
     assert sent(gateway, "a-1") == sent(gateway, "a-2") == []
@@ -351,17 +360,26 @@ def test_a_file_that_is_elsewhere_is_refused_with_where_it_is(gateway, alice, wa
     assert sent(gateway, "b-1") == []
 
 
+@pytest.mark.parametrize("state", ["intended", "deleting"])
+def test_a_copy_that_is_not_there_is_no_copy(gateway, alice, state):
+    file_id = gateway.upload(alice, names=("b",))
+    with gateway.database.write() as session:
+        session.execute(update(Copy).values(state=state))
+    with pytest.raises(FileNotAvailable, match="no model"):
+        ask(gateway, alice, chat("b", file_id))
+
+
 @pytest.mark.parametrize(
-    "changes",
-    [{"state": "missing"}, {"state": "intended"}, {"state": "deleting"}, {"expires_at": now()}],
-    ids=["missing", "intended", "deleting", "expired"],
+    "changes", [{"state": "missing"}, {"expires_at": now()}], ids=["missing", "expired"]
 )
-def test_a_copy_that_is_not_there_is_no_copy(gateway, alice, changes):
+def test_a_copy_of_which_nobody_has_the_bytes_is_said_to_have_expired(gateway, alice, changes):
     file_id = gateway.upload(alice, names=("b",))
     with gateway.database.write() as session:
         session.execute(update(Copy).values(**changes))
-    with pytest.raises(FileNotAvailable, match="no model"):
+    with pytest.raises(FileExpired, match="upload it again") as refused:
         ask(gateway, alice, chat("b", file_id))
+    assert (refused.value.status, refused.value.code) == (400, "file_expired")
+    assert sent(gateway, "b-1") == []
 
 
 def test_a_deleted_file_is_gone_for_everybody(gateway, alice, root):
@@ -565,7 +583,7 @@ def test_a_refused_credential_is_ours_to_mend(gateway, alice, status):
     assert gateway.in_flight() == {}
 
 
-def test_a_provider_that_cannot_is_passed_over(memory, alice):
+def test_a_provider_that_cannot_is_passed_over(database, alice):
     class SomeOnlyStore(FakeProvider):
         def __init__(self, deployment):
             super().__init__(deployment)
@@ -578,19 +596,19 @@ def test_a_provider_that_cannot_is_passed_over(memory, alice):
                 raise self._unsupported(operation)
             return super().infer(operation, *arguments)
 
-    gateway = make_gateway(memory, fake=SomeOnlyStore)
+    gateway = make_gateway(database, fake=SomeOnlyStore)
     for _ in range(10):
         assert ask(gateway, alice, {"model": "a"}).route.deployment.id == "a-2"
     with pytest.raises(NotSupported):
         ask(gateway, alice, {"model": "b"})
 
 
-def test_a_bug_in_a_provider_is_counted_out(memory, alice):
+def test_a_bug_in_a_provider_is_counted_out(database, alice):
     class Explodes(FakeProvider):
-        def infer(self, operation, body, upstream_model, cancellation):
+        def infer(self, operation, body, upstream_model, cancellation, files=NO_FILES):
             raise RuntimeError("a bug")
 
-    gateway = make_gateway(memory, fake=Explodes)
+    gateway = make_gateway(database, fake=Explodes)
     with pytest.raises(RuntimeError):
         ask(gateway, alice, {"model": "a"})
     assert gateway.in_flight() == {}
@@ -624,7 +642,7 @@ def test_a_close_that_fails_is_counted_out_all_the_same(gateway, alice):
 class Waits(FakeProvider):
     """Waits until it is woken up, as a connection that is shut is."""
 
-    def infer(self, operation, body, upstream_model, cancellation):
+    def infer(self, operation, body, upstream_model, cancellation, files=NO_FILES):
         self._called("infer", operation, body, upstream_model)
         woken = threading.Event()
         cancellation.then(woken.set)
@@ -632,8 +650,8 @@ class Waits(FakeProvider):
         raise UpstreamError("openai broke the connection", retryable=True)
 
 
-def test_nobody_else_is_tried_once_the_client_has_gone(memory, alice):
-    gateway = make_gateway(memory, fake=Waits)
+def test_nobody_else_is_tried_once_the_client_has_gone(database, alice):
+    gateway = make_gateway(database, fake=Waits)
     cancellation = Cancellation()
     threading.Timer(0.05, cancellation.cancel).start()
     with pytest.raises(UpstreamError):
@@ -644,16 +662,16 @@ def test_nobody_else_is_tried_once_the_client_has_gone(memory, alice):
     assert gateway.router.resting() == []
 
 
-def test_a_refusal_is_not_tried_elsewhere_once_the_client_has_gone(memory, alice):
+def test_a_refusal_is_not_tried_elsewhere_once_the_client_has_gone(database, alice):
     cancellation = Cancellation()
 
     class Refuses(FakeProvider):
-        def infer(self, operation, body, upstream_model, cancellation):
+        def infer(self, operation, body, upstream_model, cancellation, files=NO_FILES):
             self._called("infer", operation, body, upstream_model)
             cancellation.cancel()
             return json_reply({}, 503)
 
-    gateway = make_gateway(memory, fake=Refuses)
+    gateway = make_gateway(database, fake=Refuses)
     answer = ask(gateway, alice, {"model": "a"}, cancellation=cancellation)
     assert (answer.reply.status, gateway.calls()) == (503, 1)
     answer.reply.close()

@@ -147,10 +147,10 @@ def test_what_has_not_begun_is_not_listed(gateway, alice, made):
         assert shown(gateway, alice) == []
 
 
-def test_fine_tuning_jobs_of_a_provider_are_at_both_of_its_accounts(memory, alice):
+def test_fine_tuning_jobs_of_a_provider_are_at_both_of_its_accounts(database, alice):
     tuning = (make_deployment("tuning", model_name=None, upstream_model=""),)
-    before = make_job_gateway(memory)
-    after = make_job_gateway(memory, tuning=tuning)
+    before = make_job_gateway(database)
+    after = make_job_gateway(database, tuning=tuning)
     after.fakes["tuning"].stored = after.fakes["openai-account"].stored
     made = []
     for gateway in (before, after):
@@ -164,7 +164,7 @@ def test_fine_tuning_jobs_of_a_provider_are_at_both_of_its_accounts(memory, alic
         after.tuning.page(alice, JobQuery(), Selector(provider="other"))
 
 
-def test_a_provider_that_stands_in_finetune_settings_alone(memory, alice):
+def test_a_provider_that_stands_in_finetune_settings_alone(database, alice):
     tuning = (make_deployment("tuning", model_name=None, provider="other", upstream_model=""),)
-    gateway = make_job_gateway(memory, accounts=ACCOUNTS, tuning=tuning)
+    gateway = make_job_gateway(database, accounts=ACCOUNTS, tuning=tuning)
     assert gateway.tuning.page(alice, JobQuery(), Selector(provider="other"))["data"] == []

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from sqlalchemy import Connection, event
 
 from app import ids
 from app.db.tables import now
@@ -35,8 +36,8 @@ LOST = UpstreamTimeout("openai did not answer in time")
 
 
 @pytest.fixture
-def gateway(memory):
-    return make_job_gateway(memory)
+def gateway(database):
+    return make_job_gateway(database)
 
 
 def source(gateway, caller, file_id: str, **by: Any) -> Source:
@@ -101,7 +102,7 @@ def test_a_file_that_is_being_processed_is_known_as_such(gateway, alice):
     with gateway.database.write() as session:
         copy = session.merge(gateway.copies()[0])
         copy.state = "stored"
-    assert source(gateway, alice, file_id).unready == {gateway.copies()[0].deployment_id}
+    assert source(gateway, alice, file_id).unready == {copy.deployment_id}
 
 
 def test_somebody_elses_file_is_no_source(gateway, alice, bob, viewer, root):
@@ -185,9 +186,9 @@ def test_a_key_whose_list_became_shorter_starts_nothing(gateway, alice):
             route(gateway, less, found, model="a")
 
 
-def test_behind_a_wildcard_the_name_is_the_copys(memory, alice):
+def test_behind_a_wildcard_the_name_is_the_copys(database, alice):
     wild = make_deployment("w", model_name="open/*", upstream_model="*")
-    gateway = make_job_gateway(memory, [wild])
+    gateway = make_job_gateway(database, [wild])
     found = source(gateway, alice, gateway.upload(alice, names=("open/x",)))
     chosen = route(gateway, alice, found)
     assert (chosen.model_name, chosen.upstream_model) == ("open/x", "x")
@@ -198,15 +199,15 @@ def test_behind_a_wildcard_the_name_is_the_copys(memory, alice):
     assert gateway.start(alice, gateway.upload(alice, names=("open/x",)))["status"] == "validating"
 
 
-def test_a_provider_that_can_is_chosen_before_one_that_cannot(memory, alice):
-    gateway = make_job_gateway(memory, fakes={"a-1": WithoutJobs, "b-1": WithoutJobs})
+def test_a_provider_that_can_is_chosen_before_one_that_cannot(database, alice):
+    gateway = make_job_gateway(database, fakes={"a-1": WithoutJobs, "b-1": WithoutJobs})
     found = source(gateway, alice, gateway.upload(alice, names=("a", "b")))
     assert {route(gateway, alice, found).deployment.id for _ in range(20)} == {"a-2"}
 
 
 @pytest.mark.parametrize("kind", ["batch", "fine_tuning"])
-def test_where_no_provider_can_it_is_said_at_once(memory, alice, kind):
-    gateway = make_job_gateway(memory, fakes={"b-1": WithoutJobs})
+def test_where_no_provider_can_it_is_said_at_once(database, alice, kind):
+    gateway = make_job_gateway(database, fakes={"b-1": WithoutJobs})
     found = source(gateway, alice, gateway.upload(alice, names=("b",)))
     calls = gateway.calls()
     with pytest.raises(NotSupported) as refusal:
@@ -215,9 +216,9 @@ def test_where_no_provider_can_it_is_said_at_once(memory, alice, kind):
     assert gateway.calls() == calls and gateway.rows() == []
 
 
-def test_a_file_at_an_account_that_is_gone(memory, alice):
-    file_id = make_job_gateway(memory).upload(alice, names=("b",))
-    gateway = make_job_gateway(memory, [make_deployment("new", model_name="b")])
+def test_a_file_at_an_account_that_is_gone(database, alice):
+    file_id = make_job_gateway(database).upload(alice, names=("b",))
+    gateway = make_job_gateway(database, [make_deployment("new", model_name="b")])
     with pytest.raises(FileNotAvailable, match="no account that is configured"):
         route(gateway, alice, source(gateway, alice, file_id))
 
@@ -234,8 +235,8 @@ def not_ready(gateway, caller, **status: Any) -> Source:
     return source(gateway, caller, file_id)
 
 
-def test_a_file_is_waited_for(memory, alice):
-    gateway = make_job_gateway(memory, file_wait_seconds=30.0)
+def test_a_file_is_waited_for(database, alice):
+    gateway = make_job_gateway(database, file_wait_seconds=30.0)
     found = not_ready(gateway, alice)
     raw = raw_of(gateway, "b-1")
     timer = threading.Timer(0.3, lambda: gateway.fakes["b-1"].change(raw, status="processed"))
@@ -246,8 +247,8 @@ def test_a_file_is_waited_for(memory, alice):
     timer.join()
 
 
-def test_a_file_is_waited_for_within_a_bound(memory, alice):
-    gateway = make_job_gateway(memory, file_wait_seconds=0.3)
+def test_a_file_is_waited_for_within_a_bound(database, alice):
+    gateway = make_job_gateway(database, file_wait_seconds=0.3)
     found = not_ready(gateway, alice)
     with pytest.raises(Conflict, match="still being processed") as refusal:
         gateway.jobs.await_ready(route(gateway, alice, found), found)
@@ -373,8 +374,7 @@ class DatabaseDown:
 
         def and_then_fail(*arguments: Any) -> Any:
             answer = work(*arguments)
-            with self._database.engine.connect() as connection:
-                connection.exec_driver_sql("PRAGMA query_only=ON")
+            event.listen(self._database.engine, "begin", _refuse_writes)
             if self._error is not None:
                 raise self._error
             return answer
@@ -383,8 +383,15 @@ class DatabaseDown:
 
     def __exit__(self, *_: object) -> None:
         delattr(self._fake, self._method)
-        with self._database.engine.connect() as connection:
-            connection.exec_driver_sql("PRAGMA query_only=OFF")
+        event.remove(self._database.engine, "begin", _refuse_writes)
+        if self._database.engine.dialect.name == "sqlite":
+            with self._database.engine.connect() as connection:
+                connection.exec_driver_sql("PRAGMA query_only=OFF")
+
+
+def _refuse_writes(connection: Connection) -> None:
+    is_sqlite = connection.dialect.name == "sqlite"
+    connection.exec_driver_sql("PRAGMA query_only=ON" if is_sqlite else "SET TRANSACTION READ ONLY")
 
 
 def test_an_answer_that_comes_late_revives_its_intent(gateway, alice):
@@ -532,10 +539,10 @@ def test_a_client_that_asks_all_the_time_does_not_put_the_worker_off(gateway, al
 
 
 @pytest.mark.parametrize("looks", [0, 1, 10, 10_000])
-def test_pauses_have_bounds(memory, looks):
-    gateway = make_job_gateway(memory, poll_seconds=2.0, poll_max_seconds=60.0)
+def test_pauses_have_bounds(database, looks):
+    gateway = make_job_gateway(database, poll_seconds=2.0, poll_max_seconds=60.0)
     assert 2 <= gateway.jobs.pause(looks).total_seconds() <= 60
-    odd = make_job_gateway(memory, poll_seconds=90.0, poll_max_seconds=60.0)
+    odd = make_job_gateway(database, poll_seconds=90.0, poll_max_seconds=60.0)
     assert odd.jobs.pause(looks).total_seconds() == 90
 
 
@@ -566,8 +573,8 @@ def test_every_id_of_a_job_is_its_owners(gateway, alice, bob, viewer, root, way)
     assert gateway.calls() == calls
 
 
-def test_what_is_not_ones_own_may_be_hidden(memory, alice, bob):
-    gateway = make_job_gateway(memory, hide_foreign_objects=True)
+def test_what_is_not_ones_own_may_be_hidden(database, alice, bob):
+    gateway = make_job_gateway(database, hide_foreign_objects=True)
     batch = gateway.start(alice)
     with pytest.raises(NotFound) as refusal:
         gateway.jobs.resolve(bob, "batch", batch["id"], NO_HINTS)
@@ -611,8 +618,8 @@ def test_a_job_without_a_row_is_for_admins(gateway, alice, viewer, root):
         gateway.jobs.resolve(root, "batch", ids.encode_batch("../files", "a"), NO_HINTS)
 
 
-def test_without_a_shared_database_anybody_may_use_what_nobody_has(memory, alice, bob):
-    gateway = make_job_gateway(memory, allow_unrecorded_ids=True)
+def test_without_a_shared_database_anybody_may_use_what_nobody_has(database, alice, bob):
+    gateway = make_job_gateway(database, allow_unrecorded_ids=True)
     assert isinstance(gateway.jobs.resolve(bob, "batch", "batch_x", NO_HINTS), UnrecordedJob)
     gateway.start(alice, gateway.upload(alice, names=("b",)))
     raw = gateway.row().upstream_id or ""
@@ -716,10 +723,10 @@ def test_an_output_that_was_deleted_does_not_come_back(gateway, alice):
         gateway.files.retrieve(alice, output, NO_HINTS)
 
 
-def test_a_job_of_an_account_that_is_gone_is_still_shown(memory, alice):
-    old = make_job_gateway(memory)
+def test_a_job_of_an_account_that_is_gone_is_still_shown(database, alice):
+    old = make_job_gateway(database)
     batch = old.start(alice, old.upload(alice, names=("b",)))
-    gateway = make_job_gateway(memory, [make_deployment("new", model_name="b")])
+    gateway = make_job_gateway(database, [make_deployment("new", model_name="b")])
     shown = gateway.batches.retrieve(alice, batch["id"], NO_HINTS, with_state=True)
     assert shown["status"] == "validating"
     assert "no longer has the account" in shown["gateway"]["last_error"]

@@ -8,7 +8,7 @@ from sqlalchemy import select, update
 from app import ids
 from app.db.tables import Copy, File, now
 from app.errors import NotFound, NotPermitted, UnknownModel
-from app.services.access import MASTER_OWNER
+from app.services.callers import MASTER_OWNER
 from app.services.lookup import Held, Unrecorded
 from app.services.router import Hints
 from tests.conftest import NO_HINTS, make_caller, make_gateway, raw_in
@@ -166,13 +166,24 @@ def test_allowing_ids_without_a_row_opens_nobodys_files(database, alice, bob, no
 @pytest.mark.parametrize("allow", [False, True])
 @pytest.mark.parametrize(
     "raw",
-    ["s3://bucket/key", "gs://bucket/key", "../files", "a/b", "a?b", "a%2fb", "a#b", "é", "a\x00b"],
+    ["gs://b/../key", "gs://b/k?x", "../files", "a/b", "a?b", "a%2fb", "a#b", "é", "a\x00b"],
 )
 def test_a_forged_id_cannot_carry_a_path(database, alice, root, raw, allow):
     gateway = make_gateway(database, allow_unrecorded_ids=allow)
     for caller in (alice, root):
         assert outcome(gateway, caller, ids.encode_file(raw, "b")) is NotFound
         assert outcome(gateway, caller, raw) is NotFound
+
+
+@pytest.mark.parametrize("allow", [False, True])
+@pytest.mark.parametrize("raw", ["s3://bucket/key", "gs://bucket/key"])
+def test_the_address_of_an_object_is_for_admins_only(database, alice, viewer, root, raw, allow):
+    gateway = make_gateway(database, allow_unrecorded_ids=allow)
+    for handed in (raw, ids.encode_file(raw, "b")):
+        for caller in (alice, viewer):
+            assert outcome(gateway, caller, handed) is NotFound
+        assert outcome(gateway, root, handed) is Unrecorded
+    assert gateway.calls() == 0
 
 
 @pytest.mark.parametrize("text", ["", "\x00", "\ud800", "x" * 100_000, "é", "file-1'; DROP--"])

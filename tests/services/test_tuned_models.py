@@ -11,8 +11,8 @@ from tests.job_builders import make_job_gateway
 
 
 @pytest.fixture
-def gateway(memory):
-    return make_job_gateway(memory)
+def gateway(database):
+    return make_job_gateway(database)
 
 
 def tuned(gateway, caller, name="ft:b", *, model="b", **way):
@@ -91,9 +91,9 @@ def test_a_configured_name_comes_first(gateway, alice):
     assert {route.deployment.id for route in gateway.router.routes("a", alice)} == {"a-1", "a-2"}
 
 
-def test_one_whose_account_is_gone_is_not_there(memory, alice):
-    tuned(make_job_gateway(memory), alice)
-    gateway = make_job_gateway(memory, [make_deployment("new", model_name="b")])
+def test_one_whose_account_is_gone_is_not_there(database, alice):
+    tuned(make_job_gateway(database), alice)
+    gateway = make_job_gateway(database, [make_deployment("new", model_name="b")])
     assert gateway.router.model_names(alice) == ["b"]
     with pytest.raises(UnknownModel):
         gateway.router.routes("ft:b", alice)

@@ -8,7 +8,6 @@ import threading
 import tracemalloc
 import uuid
 from collections import Counter
-from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,8 +16,7 @@ import pytest
 from sqlalchemy import select, update
 
 from app import ids
-from app.db.engine import connect
-from app.db.tables import Base, File, UploadPart, UploadSession, now
+from app.db.tables import File, UploadPart, UploadSession, now
 from app.errors import (
     AmbiguousRouting,
     Conflict,
@@ -33,16 +31,13 @@ from app.errors import (
     UnknownModel,
     UpstreamError,
 )
+from app.factory import file_services
 from app.services import uploads as module
-from app.services.access import Caller, Role
-from app.services.fan_out import FanOut
-from app.services.files import Files
-from app.services.lookup import Lookup
+from app.services.callers import Caller, Role
 from app.services.router import Hints, Router, Selector
 from app.services.uploads import Announced, Uploads
 from app.settings import Settings
 from app.transfers import ExpiresAfter
-from tests.access_builders import BACKENDS, scratch_database
 from tests.builders import make_deployment
 from tests.fakes import FakeProvider
 
@@ -56,25 +51,6 @@ def make_caller(name, role=Role.INTERNAL_USER, models=()):
 
 ALICE, BOB = make_caller("alice"), make_caller("bob")
 ROOT = make_caller("root", Role.PROXY_ADMIN)
-
-
-@pytest.fixture
-def database():
-    with scratch_database("sqlite") as database:
-        yield database
-
-
-@contextmanager
-def shared_database(backend, folder):
-    """One that several threads can use: a file, since SQLite in memory is a single connection."""
-    if backend == "postgresql":
-        with scratch_database(backend) as database:
-            yield database
-        return
-    database = connect(f"sqlite:///{folder / 'manifold.db'}")
-    Base.metadata.create_all(database.engine)
-    yield database
-    database.engine.dispose()
 
 
 @pytest.fixture
@@ -94,8 +70,7 @@ def make_house(database, data_dir, **more):
     )
     providers = {d.id: FakeProvider(d) for d in (*deployments, account)}
     router = Router(settings, providers)
-    lookup = Lookup(settings, database, router)
-    files = Files(settings, database, router, lookup, FanOut(4))
+    files = file_services(settings, database, router).files
     return SimpleNamespace(
         uploads=Uploads(settings, database, router, files),
         files=files,
@@ -283,8 +258,7 @@ def test_a_model_is_checked_before_any_byte(house, selector, caller, error):
 def test_without_any_way_to_go_the_upload_is_refused(database, tmp_path):
     settings = Settings(data_dir=tmp_path)
     router = Router(settings, {})
-    lookup = Lookup(settings, database, router)
-    files = Files(settings, database, router, lookup, FanOut(1))
+    files = file_services(settings, database, router).files
     uploads = Uploads(settings, database, router, files)
     with pytest.raises(RoutingRequired):
         uploads.create(ALICE, Announced("a", "text/plain", "user_data", 1), Selector())
@@ -357,19 +331,17 @@ def test_an_upload_has_a_bounded_number_of_parts(house, database):
         send(house, upload, b"a")
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_parts_that_come_in_parallel_are_all_kept_and_none_too_many(backend, tmp_path):
-    with shared_database(backend, tmp_path) as database:
-        house = make_house(database, tmp_path)
-        upload = announce(house, 12)
-        contents = [f"{number:02}".encode() for number in range(8)]
-        outcomes = at_once(*[lambda c=c: send(house, upload, c) for c in contents])
-        kept = {c: o for c, o in zip(contents, outcomes, strict=True) if isinstance(o, str)}
-        assert len(kept) == 6
-        assert all(isinstance(o, str | InvalidRequest) for o in outcomes)
-        assert len(list(folder_of(house, upload).iterdir())) == 6
-        complete(house, upload, list(kept.values()))
-        assert list(house.gpt.contents.values()) == [b"".join(kept)]
+def test_parts_that_come_in_parallel_are_all_kept_and_none_too_many(served_database, tmp_path):
+    house = make_house(served_database, tmp_path)
+    upload = announce(house, 12)
+    contents = [f"{number:02}".encode() for number in range(8)]
+    outcomes = at_once(*[lambda c=c: send(house, upload, c) for c in contents])
+    kept = {c: o for c, o in zip(contents, outcomes, strict=True) if isinstance(o, str)}
+    assert len(kept) == 6
+    assert all(isinstance(o, str | InvalidRequest) for o in outcomes)
+    assert len(list(folder_of(house, upload).iterdir())) == 6
+    complete(house, upload, list(kept.values()))
+    assert list(house.gpt.contents.values()) == [b"".join(kept)]
 
 
 # Complete
@@ -463,27 +435,25 @@ def test_repeated_with_the_same_parts_it_answers_the_same(house):
     assert complete(house, upload, parts)["file"] is None
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_of_several_completes_at_once_one_makes_the_file(backend, tmp_path):
-    with shared_database(backend, tmp_path) as database:
-        house = make_house(database, tmp_path)
-        upload = announce(house, 2)
-        parts = [send(house, upload, b"a"), send(house, upload, b"b")]
-        refusals = threading.Semaphore(0)
+def test_of_several_completes_at_once_one_makes_the_file(served_database, tmp_path):
+    house = make_house(served_database, tmp_path)
+    upload = announce(house, 2)
+    parts = [send(house, upload, b"a"), send(house, upload, b"b")]
+    refusals = threading.Semaphore(0)
 
-        def call():
-            try:
-                return complete(house, upload, parts)
-            except Conflict:
-                refusals.release()
-                raise
+    def call():
+        try:
+            return complete(house, upload, parts)
+        except Conflict:
+            refusals.release()
+            raise
 
-        # The one that won is not done before the others were told.
-        house.gpt.during_upload = lambda: [refusals.acquire(timeout=5) for _ in range(4)]
-        outcomes = at_once(*[call] * 5)
-        kinds = Counter(type(outcome) for outcome in outcomes)
-        assert kinds == {dict: 1, Conflict: 4}
-        assert len(files_in(house)) == len(house.gpt.contents) == 1
+    # The one that won is not done before the others were told.
+    house.gpt.during_upload = lambda: [refusals.acquire(timeout=5) for _ in range(4)]
+    outcomes = at_once(*[call] * 5)
+    kinds = Counter(type(outcome) for outcome in outcomes)
+    assert kinds == {dict: 1, Conflict: 4}
+    assert len(files_in(house)) == len(house.gpt.contents) == 1
 
 
 def test_nothing_else_is_done_while_it_is_completed(house):

@@ -23,6 +23,22 @@ _PATHS = (
     _MODEL,
 )
 REQUIRED = ("custom_id", "method", "url", "body")
+ENDPOINTS = (
+    "/v1/responses",
+    "/v1/chat/completions",
+    "/v1/embeddings",
+    "/v1/completions",
+    "/v1/moderations",
+    "/v1/images/generations",
+    "/v1/images/edits",
+    "/v1/videos",
+)
+"""What a batch may ask for. Source: OpenAI API reference, Batch, create; read 2026-11."""
+
+
+def openai_url(url: str) -> str:
+    """OpenAI's spelling of a row's url or of an endpoint: Azure's clients leave out /v1."""
+    return url if url.startswith("/v1/") else f"/v1{url}"
 
 
 @dataclass(frozen=True)
@@ -53,14 +69,15 @@ class Row:
     def rewritten(self, model: str, spell: Callable[[str], str]) -> bytes:
         """The row with another model and the url as `spell` gives it, every other byte as it came.
 
-        A row whose body names no model gets one: it means the model that the file is for.
+        A row whose body names no model gets one: it means the model that the file is for. An empty
+        model leaves what is there.
         """
         named = self.document.at([_MODEL])
-        replaced: dict[Span, str] = dict.fromkeys(named, model)
+        replaced: dict[Span, str] = dict.fromkeys(named, model) if model else {}
         for span in self.document.at([_URL]):
             if isinstance(span.value, str) and (url := spell(span.value)) != span.value:
                 replaced[span] = url
-        is_unnamed = self.has_body and not named
+        is_unnamed = bool(model) and self.has_body and not named
         inserted: dict[Path, dict[str, str]] = {_BODY: {"model": model}} if is_unnamed else {}
         return self.document.render(replaced, inserted=inserted) + self.ending
 
@@ -109,7 +126,7 @@ def readable(found: Iterable[bytes]) -> Iterator[Row | bytes]:
         try:
             yield Row(number, parse(body, _PATHS), text[len(body) :])
         except InvalidRequest:
-            yield line
+            yield text
 
 
 def models_of(line: bytes) -> list[object]:
@@ -118,14 +135,29 @@ def models_of(line: bytes) -> list[object]:
     Raises InvalidRequest for one that is nested too deeply to say.
     """
     try:
-        text = line.decode("utf-8-sig", "replace")
-        value = json.loads(text, object_pairs_hook=_Pairs, strict=False)
-    except ValueError:
-        return []
+        values = [value for text in _texts(line) for value in _values(text)]
     except RecursionError as error:
         raise InvalidRequest("a line is nested too deeply", param="file") from error
-    bodies = [body for key, body in _pairs(value) if key == "body"]
+    bodies = [body for value in values for key, body in _pairs(value) if key == "body"]
     return [model for body in bodies for key, model in _pairs(body) if key == "model"]
+
+
+def _texts(line: bytes) -> Iterator[str]:
+    """What the line says in UTF-8, UTF-16 and UTF-32: some servers read all of them."""
+    yield line.decode(json.detect_encoding(line), "replace")
+    if b"\0" in line:
+        # The byte that ends a line is a part of a character there, and so are the bytes behind it.
+        for encoding in ("utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"):
+            for start in range(4 if "32" in encoding else 2):
+                text = line[start:].decode(encoding, "replace")
+                yield text.strip("\ufeff\ufffd\0")
+
+
+def _values(text: str) -> list[object]:
+    try:
+        return [json.loads(text, object_pairs_hook=_Pairs, strict=False)]
+    except ValueError:
+        return []
 
 
 class _Pairs(list[tuple[str, object]]):
@@ -141,7 +173,8 @@ def rewrite(
 ) -> Iterator[bytes]:
     """The file with one upstream model in every row and each url as `spell` gives it.
 
-    No byte order mark goes out, for it breaks a batch at Azure.
+    An empty model leaves those that the rows name. No byte order mark goes out, for it breaks a
+    batch at Azure.
     """
     for part in parts:
         if isinstance(part, Row):

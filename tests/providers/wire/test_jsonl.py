@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from app.errors import InvalidRequest
 from app.providers.wire import jsonl
-from app.providers.wire.jsonl import Row
-from app.services.batch_files import openai_url
+from app.providers.wire.jsonl import Row, openai_url
 
 ROW = b'{"custom_id": "1", "method": "POST", "url": "/v1/responses", "body": {"model": "m"}}'
 BOM = b"\xef\xbb\xbf"
@@ -192,8 +191,24 @@ def test_a_file_that_nobody_checked_keeps_lines_that_are_no_rows(line):
     assert leniently(content) == wanted + b"\n" + line + wanted
 
 
-def test_the_mark_of_a_file_that_nobody_checked_goes_too():
-    assert leniently(BOM + ROW) == ROW.replace(b'"m"', b'"up"')
+@pytest.mark.parametrize(
+    ("first", "wanted"),
+    [(ROW, ROW.replace(b'"m"', b'"up"')), (b"no json\n", b"no json\n"), (b"\xff\n", b"\xff\n")],
+    ids=["a row", "no row", "no UTF-8"],
+)
+def test_the_mark_of_a_file_that_nobody_checked_goes_too(first, wanted):
+    assert leniently(BOM + first) == wanted
+
+
+def test_a_mark_elsewhere_than_at_the_beginning_is_the_upstreams_to_judge():
+    assert leniently(b"no json\n" + BOM + b"no json") == b"no json\n" + BOM + b"no json"
+
+
+def test_without_a_model_the_rows_keep_their_own():
+    unnamed = b'{"url":"/x","body":{}}'
+    assert rewritten(ROW + b"\n" + unnamed, model="") == (
+        ROW + b"\n" + unnamed.replace(b"/x", b"/v1/x")
+    )
 
 
 @pytest.mark.parametrize(
@@ -214,6 +229,24 @@ def test_the_mark_of_a_file_that_nobody_checked_goes_too():
 )
 def test_what_a_lenient_reader_may_take_for_the_model(line, models):
     assert jsonl.models_of(line) == models
+
+
+@pytest.mark.parametrize(
+    "encoding",
+    ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be"],
+)
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_model_in_another_encoding_is_seen_in_every_line(encoding, end):
+    text = end.join('{"body":{"model":"M","model":"ü"}}'.replace("M", model) for model in "abc")
+    found = list(jsonl.lines(io.BytesIO(text.encode(encoding)), 1000))
+    assert [set(map(str, jsonl.models_of(line))) for line in found] == [{m, "ü"} for m in "abc"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32", "utf-32-be"])
+def test_broken_bytes_in_another_encoding_hide_no_model(encoding):
+    """Half a surrogate pair, which a strict reader stops at."""
+    text = '{"t":"\ud800","body":{"model":"x"}}'
+    assert set(jsonl.models_of(text.encode(encoding, "surrogatepass"))) == {"x"}
 
 
 def test_a_line_too_deep_to_tell_its_model_is_refused():

@@ -1,0 +1,5 @@
+"""The same as `python -m app.cli`, which needs no script on the PATH."""
+
+from app.cli import main
+
+main(prog_name="manifold")

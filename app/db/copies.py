@@ -1,0 +1,160 @@
+"""Copies as work to be done: which are due, and who is at it; one function each, session first."""
+
+import datetime as dt
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from sqlalchemy import ColumnElement, or_, select, update
+from sqlalchemy.orm import Session
+
+from app.db.tables import Copy, File, now
+
+
+def due(session: Session, moment: dt.datetime, limit: int) -> list[str]:
+    """The ids of copies about which something is to be done now."""
+    query = (
+        select(Copy.id)
+        .where(Copy.next_look_at <= moment, _is_free(moment))
+        .order_by(Copy.next_look_at)
+        .limit(limit)
+    )
+    return list(session.scalars(query))
+
+
+def claim(session: Session, copy_id: str, moment: dt.datetime, until: dt.datetime) -> bool:
+    """Take the lease of a copy that is due; False when somebody else has it."""
+    return _change(
+        session,
+        {"lease_until": until},
+        Copy.id == copy_id,
+        Copy.next_look_at <= moment,
+        _is_free(moment),
+    )
+
+
+def claim_renewal(
+    session: Session, copy: Copy, moment: dt.datetime, until: dt.datetime, key: str
+) -> bool:
+    """Take the lease of a copy to store it anew under a key; False when it changed meanwhile."""
+    return _change(
+        session,
+        {
+            "lease_until": until,
+            "next_look_at": until,
+            "upload_key": key,
+            "attempts": Copy.attempts + 1,
+        },
+        Copy.id == copy.id,
+        Copy.state == copy.state,
+        _same(copy.deployment_file_id),
+        _is_free(moment),
+    )
+
+
+def renew(session: Session, copy_ids: Collection[str], until: dt.datetime) -> None:
+    """Hold these leases for longer; those that were let go of meanwhile stay free.
+
+    One that is being written at this moment is left to whoever does: two transactions that wait
+    for one another's rows would end one of them.
+    """
+    held = select(Copy.id).where(Copy.id.in_(copy_ids), Copy.lease_until.is_not(None))
+    _change(
+        session,
+        {"lease_until": until, "next_look_at": until},
+        Copy.id.in_(held.with_for_update(skip_locked=True)),
+    )
+
+
+def settle(session: Session, copy_id: str, **values: Any) -> bool:
+    """Write what became of a copy and let go of it; whether it still has a row."""
+    return _change(session, {"lease_until": None, **values}, Copy.id == copy_id)
+
+
+def settle_all(session: Session, copies: Sequence[Copy]) -> None:
+    """Write the state of copies whose upload has ended, and let go of them."""
+    alike: dict[tuple[Any, ...], list[str]] = {}
+    for copy in copies:
+        facts = (copy.state, copy.last_error, copy.next_look_at)
+        alike.setdefault(facts, []).append(copy.id)
+    for (state, last_error, next_look_at), copy_ids in alike.items():
+        _change(
+            session,
+            {
+                "state": state,
+                "last_error": last_error,
+                "next_look_at": next_look_at,
+                "lease_until": None,
+            },
+            Copy.id.in_(copy_ids),
+        )
+
+
+def record_renewal(session: Session, copy_id: str, key: str, **values: Any) -> bool:
+    """Write where a copy is now, if `key` is the latest attempt and its file is still wanted."""
+    wanted = select(File.id).where(File.id == Copy.file_id, File.state == "ready")
+    return _change(
+        session,
+        {"lease_until": None, **values},
+        Copy.id == copy_id,
+        Copy.upload_key == key,
+        wanted.exists(),
+    )
+
+
+def by_id(session: Session, copy_id: str) -> Copy | None:
+    """The copy with this row id."""
+    return session.get(Copy, copy_id, populate_existing=True)
+
+
+def link(session: Session, copy: Copy, raw: str) -> bool:
+    """Note that a copy is what an upstream calls `raw`; False when that is another one's.
+
+    Two that look for alike copies wait for one another here, so none takes the other's.
+    """
+    open_ones = select(Copy.id).where(
+        Copy.deployment_id == copy.deployment_id, Copy.deployment_file_id.is_(None)
+    )
+    session.execute(open_ones.order_by(Copy.id).with_for_update())
+    if linked(session, copy.deployment_id, [raw]):
+        return False
+    return _change(session, {"deployment_file_id": raw}, Copy.id == copy.id)
+
+
+def has_live_twin(session: Session, copy: Copy, file: File, moment: dt.datetime) -> bool:
+    """Whether a living process stores another file of this name, size and purpose there now."""
+    query = (
+        select(Copy.id)
+        .join(File, File.id == Copy.file_id)
+        .where(
+            Copy.deployment_id == copy.deployment_id,
+            Copy.id != copy.id,
+            Copy.state == "intended",
+            Copy.lease_until > moment,
+            File.state == "uploading",
+            File.filename == file.filename,
+            File.bytes == file.bytes,
+            File.purpose == file.purpose,
+        )
+    )
+    return session.scalar(query.limit(1)) is not None
+
+
+def linked(session: Session, deployment_id: str, raw_ids: Collection[str]) -> set[str]:
+    """Those of an upstream's file ids that some copy at this deployment has."""
+    query = select(Copy.deployment_file_id).where(
+        Copy.deployment_id == deployment_id, Copy.deployment_file_id.in_(raw_ids)
+    )
+    return {raw for raw in session.scalars(query) if raw}
+
+
+def _is_free(moment: dt.datetime) -> ColumnElement[bool]:
+    return or_(Copy.lease_until.is_(None), Copy.lease_until <= moment)
+
+
+def _same(raw: str | None) -> ColumnElement[bool]:
+    return Copy.deployment_file_id.is_(None) if raw is None else Copy.deployment_file_id == raw
+
+
+def _change(session: Session, values: dict[str, Any], *where: ColumnElement[bool]) -> bool:
+    change = update(Copy).where(*where).values(updated_at=now(), **values)
+    return bool(session.scalars(change.returning(Copy.id)).all())

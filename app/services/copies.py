@@ -1,0 +1,213 @@
+"""One copy of a file at one deployment: sent, looked for, removed; and its row beside it."""
+
+import datetime as dt
+import logging
+from collections.abc import Collection, Sequence
+from contextlib import suppress
+from functools import partial
+
+from app import faults
+from app.db import copies as work_rows
+from app.db import files as rows
+from app.db.engine import Database
+from app.db.tables import Copy, File, now
+from app.errors import (
+    Conflict,
+    DatabaseUnavailable,
+    GatewayError,
+    UpstreamError,
+    UpstreamRejected,
+)
+from app.providers.protocol import Attempt, Provider, StoredFile
+from app.services import audit
+from app.services.fan_out import FanOut
+from app.services.file_objects import copy_facts
+from app.services.kept import Kept
+from app.services.router import Route, Router
+from app.transfers import Upload
+
+log = logging.getLogger("manifold.files")
+
+TOMBSTONE_AGE = dt.timedelta(days=2)
+"""How long a deleted file's row stays, so that a list cursor that names it still works."""
+_SWEEP_AT_ONCE = 100
+_SHORTEST_PAUSE = dt.timedelta(seconds=2)
+_LONGEST_PAUSE = dt.timedelta(minutes=10)
+
+
+def pause(attempts: int) -> dt.timedelta:
+    """How long to wait after so many attempts: longer each time, up to a bound."""
+    return min(_SHORTEST_PAUSE * 1.7 ** min(attempts, 20), _LONGEST_PAUSE)
+
+
+def is_certain(error: GatewayError) -> bool:
+    """Whether a failed upload has stored nothing for sure."""
+    if isinstance(error, UpstreamRejected):
+        return error.retryable or error.status < 500
+    return not isinstance(error, UpstreamError | DatabaseUnavailable) or (
+        isinstance(error, UpstreamError)
+        and (error.retryable or error.code == "upstream_auth_failed")
+    )
+
+
+class Copies:
+    """What is done with single copies, for requests and for the worker alike."""
+
+    def __init__(self, database: Database, router: Router, fan_out: FanOut, kept: Kept) -> None:
+        self._database = database
+        self._router = router
+        self._fan_out = fan_out
+        self._kept = kept
+
+    def route_of(self, copy: Copy) -> Route:
+        """The deployment of a copy. Raises UpstreamError when the configuration has it no more."""
+        route = self._router.by_id(copy.deployment_id, copy.model_name)
+        if route is None:
+            raise UpstreamError("the configuration has this deployment no more")
+        return route
+
+    # Send
+
+    def send(self, copy_id: str, provider: Provider, upload: Upload) -> StoredFile:
+        """Store a copy whose intent is committed, and commit what the upstream calls it.
+
+        Raises Conflict, with the copy taken back, when the intent is no longer there: somebody
+        took this process for dead.
+        """
+        with self._router.counted(provider.deployment.id):
+            stored = provider.upload(upload)
+        faults.point("copy stored upstream")
+        try:
+            with self._database.write() as session:
+                is_wanted = rows.record_copy(session, copy_id, **copy_facts(stored))
+        except DatabaseUnavailable:
+            # Nobody would know of this copy: take it back now, the intent stays for later.
+            with suppress(GatewayError):
+                provider.delete(stored.id)
+            raise
+        if not is_wanted:
+            provider.delete(stored.id)
+            raise Conflict("the upload took so long that it was given up on")
+        faults.point("copy recorded")
+        return stored
+
+    # Look
+
+    def lost(self, file: File, copy: Copy) -> StoredFile | None:
+        """What an attempt whose answer was lost has stored, None when there is nothing (yet).
+
+        Its row is linked to it. Raises UpstreamError when the upstream does not say, and when it
+        cannot be told from what somebody uploads at this moment.
+        """
+        provider = self.route_of(copy).provider
+        if provider.id_of(copy.upload_key or "") is None:
+            with self._database.read() as session:
+                if work_rows.has_live_twin(session, copy, file, now()):
+                    raise UpstreamError("a file of the same name and size is being stored there")
+        attempt = Attempt(
+            key=copy.upload_key or "",
+            filename=file.filename,
+            purpose=file.purpose,
+            size=file.bytes,
+            begun_at=int(file.created_at.timestamp()),
+            ended_by=int(copy.updated_at.timestamp()),
+        )
+        found = list(provider.attempted(attempt))
+        with self._database.read() as session:
+            known = work_rows.linked(session, copy.deployment_id, [each.id for each in found])
+        for each in found:
+            if each.id in known:
+                continue
+            with self._database.write() as session:
+                if work_rows.link(session, copy, each.id):
+                    return each
+        return None
+
+    # Remove
+
+    def take_back(self, file: File, copies: Sequence[Copy], unsure: Collection[str] = ()) -> None:
+        """Remove what was stored of a file that nobody has seen, and its row with the last copy.
+
+        `unsure` are the ids of copies that may be there, or may still come. What cannot be
+        removed, or is unsure, keeps its row for the worker.
+        """
+        stored = [copy for copy in copies if copy.deployment_file_id]
+        faults.point("take-back begun")
+        undone = self._fan_out.run({copy.id: partial(self.erase, copy) for copy in stored})
+        faults.point("take-back done upstream")
+        left = {key: outcome for key, outcome in undone.items() if outcome is not None}
+        gone = {copy.id for copy in copies} - set(left) - set(unsure)
+        moment = now()
+        with self._database.write() as session:
+            if len(gone) == len(copies):
+                rows.drop_file(session, file.id)
+            else:
+                rows.record_file(session, file.id, state="failed")
+                rows.drop_copies(session, gone)
+                for key, error in left.items():
+                    work_rows.settle(
+                        session,
+                        key,
+                        state="deleting",
+                        last_error=error.message,
+                        next_look_at=moment + pause(0),
+                    )
+                for key in unsure:
+                    work_rows.settle(session, key, next_look_at=moment + pause(0))
+        faults.point("take-back committed")
+        if len(gone) == len(copies):
+            self._kept.drop(file.id, file.sha256)
+
+    def erase_all(
+        self, file: File, copies: Sequence[Copy], note: audit.Note = audit.unnoted
+    ) -> list[Copy]:
+        """Remove every copy of a file, from now on unusable; those that could not be removed.
+
+        What remains keeps its row and is retried by the worker. `note` is written when it begins
+        and when all are gone.
+        """
+        left = [copy for copy in copies if copy.state != "deleted"]
+        moment = now()
+        with self._database.write() as session:
+            rows.record_file(session, file.id, state="deleting")
+            for copy in left:
+                rows.record_copy(session, copy.id, state="deleting", next_look_at=moment + pause(1))
+            note(session, status=audit.BEGUN)
+        faults.point("delete committed")
+        outcomes = self._fan_out.run({copy.id: partial(self._remove, file, copy) for copy in left})
+        faults.point("delete done upstream")
+        remaining = [copy for copy in left if outcomes[copy.id] is not None]
+        with self._database.write() as session:
+            if not remaining:
+                rows.record_file(session, file.id, state="deleted")
+                note(session)
+            for copy in left:
+                outcome = outcomes[copy.id]
+                if outcome is None:
+                    work_rows.settle(
+                        session, copy.id, state="deleted", last_error=None, next_look_at=None
+                    )
+                else:
+                    rows.record_copy(session, copy.id, last_error=outcome.message)
+            if not remaining:
+                rows.drop_tombstones(session, now() - TOMBSTONE_AGE, _SWEEP_AT_ONCE)
+        faults.point("delete recorded")
+        if not remaining:
+            self._kept.drop(file.id, file.sha256)
+        return remaining
+
+    def erase(self, copy: Copy) -> None:
+        """Remove a copy at its upstream; one that is gone is no error."""
+        self.route_of(copy).provider.delete(copy.deployment_file_id or "")
+        faults.point("copy erased")
+
+    def _remove(self, file: File, copy: Copy) -> None:
+        if copy.lease_until is not None and copy.lease_until > now():
+            raise UpstreamError("the copy is being stored at this moment")
+        if copy.deployment_file_id:
+            self.erase(copy)
+        elif copy.upload_key and copy.state in ("intended", "deleting"):
+            # Its answer was lost: it may be there all the same.
+            found = self.lost(file, copy)
+            if found is not None:
+                self.route_of(copy).provider.delete(found.id)

@@ -1,0 +1,99 @@
+"""Contents that stay on the gateway's disk, as the setting says or until every copy is made."""
+
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from app.db.tables import File
+from app.errors import UpstreamError
+from app.providers.content_store import PIECE, ContentStore
+from app.providers.wire.byte_range import part_of
+from app.transfers import Download, Upload
+
+MB = 1024 * 1024
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+
+class Kept:
+    """One entry for each file, named by its row id; equal contents are on disk once."""
+
+    def __init__(self, data_dir: Path) -> None:
+        # The local provider's blobs are shared: what it stores too takes no second place.
+        self._store = ContentStore(data_dir / "local")
+        self._folder = data_dir / "kept"
+
+    def has_room(self, size: int, limit_mb: int) -> bool:
+        """Whether so many bytes more keep what is kept within a limit, and within the disk."""
+        used = 0
+        for path in self._paths():
+            with suppress(FileNotFoundError):
+                used += path.stat().st_size
+        return used + size <= limit_mb * MB
+
+    def put(self, file_uuid: str, upload: Upload) -> None:
+        """Keep the content, on disk for good when this returns. Raises StorageFull."""
+        self._store.put(upload, self._path(file_uuid))
+
+    def upload_of(self, file: File) -> Upload | None:
+        """The file as it was sent, None when its content is not on this machine's disk."""
+        path = self._path(file.id)
+        if not file.is_kept or not path.is_file():
+            return None
+        return Upload(
+            path=path,
+            filename=file.filename,
+            mime_type=file.mime_type,
+            purpose=file.purpose,
+            size=file.bytes,
+            sha256=file.sha256 or "",
+        )
+
+    def download(self, file: File, byte_range: str | None) -> Download | None:
+        """The content, or the part of it that a Range header's value names; None as above.
+
+        Raises RangeNotSatisfiable.
+        """
+        upload = self.upload_of(file)
+        if upload is None:
+            return None
+        part = part_of(byte_range, file.bytes)
+        start, length = (part.start, part.length) if part else (0, file.bytes)
+        with self._store.guarded():
+            reader = upload.open()
+        return Download(
+            chunks=self._chunks(reader, start, length),
+            length=length,
+            content_range=part.content_range if part else None,
+            close=reader.close,
+        )
+
+    def _chunks(self, reader: BinaryIO, start: int, length: int) -> Iterator[bytes]:
+        with self._store.guarded():
+            reader.seek(start)
+        while length:
+            with self._store.guarded():
+                chunk = reader.read(min(PIECE, length))
+            if not chunk:
+                raise UpstreamError("a kept content is shorter than it was")
+            length -= len(chunk)
+            yield chunk
+
+    def drop(self, file_uuid: str, sha256: str | None) -> None:
+        """Let the content go. One that is gone is no error."""
+        self._store.drop(self._path(file_uuid), sha256)
+
+    def entries(self) -> Iterator[tuple[str, float]]:
+        """The row ids of what is kept, and when each was put there, in Unix seconds."""
+        for path in self._paths():
+            with suppress(FileNotFoundError):
+                yield path.name, path.stat().st_ctime
+
+    def _paths(self) -> list[Path]:
+        with self._store.guarded():
+            found = list(self._folder.iterdir()) if self._folder.is_dir() else []
+        return [path for path in found if _UUID.fullmatch(path.name)]
+
+    def _path(self, file_uuid: str) -> Path:
+        return self._folder / file_uuid

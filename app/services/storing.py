@@ -1,0 +1,291 @@
+"""An upload on its way to every deployment of every model that it is for.
+
+A row with the intent is committed before the first byte goes upstream, and what the upstream
+answered is committed right after, so a crash at any point leaves rows from which every copy can
+be finished or taken back. No transaction is open while an upstream is waited for.
+"""
+
+import datetime as dt
+import logging
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+from app import faults, ids
+from app.db import copies as work_rows
+from app.db import files as rows
+from app.db.engine import Database
+from app.db.tables import Copy, File, now
+from app.errors import (
+    Conflict,
+    GatewayError,
+    InvalidRequest,
+    UpstreamError,
+)
+from app.objects import FileObject
+from app.providers.protocol import StoredFile
+from app.services import audit
+from app.services.batch_files import BatchFiles
+from app.services.callers import Caller
+from app.services.copies import Copies, is_certain, pause
+from app.services.fan_out import FanOut
+from app.services.file_objects import copy_facts, file_object, last_expiry, status_of
+from app.services.kept import Kept
+from app.services.leases import Leases
+from app.services.renewal import Renewal
+from app.services.router import Route, Router, Way
+from app.settings import Settings
+from app.transfers import Upload
+
+log = logging.getLogger("manifold.files")
+
+
+class Storing:
+    """Uploads on behalf of a caller."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        database: Database,
+        router: Router,
+        *,
+        fan_out: FanOut,
+        copies: Copies,
+        renewal: Renewal,
+        batch_files: BatchFiles,
+        kept: Kept,
+        leases: Leases,
+    ) -> None:
+        self._settings = settings
+        self._database = database
+        self._router = router
+        self._fan_out = fan_out
+        self._copies = copies
+        self._renewal = renewal
+        self._batch_files = batch_files
+        self._kept = kept
+        self._leases = leases
+
+    def create(
+        self, caller: Caller, upload: Upload, way: Way, file_uuid: str | None = None
+    ) -> FileObject:
+        """Store the upload at every route of the way (by one account: at one) and answer with it.
+
+        Its row gets the id `file_uuid`, where somebody has to know it beforehand. Raises the
+        upstream's error, naming the model, when some model ends with no copy; what was stored is
+        taken back first.
+        """
+        task = _Task(caller, upload, way, file_uuid or ids.new_uuid())
+        if upload.purpose != "batch":
+            return self._create(task)
+        self._batch_files.check(caller, upload, way)
+        with self._batch_files.copies(upload, way, upload.path.parent) as renditions:
+            return self._create(replace(task, renditions=renditions))
+
+    def _create(self, task: "_Task") -> FileObject:
+        way = task.way
+        if way.kind == "unified":
+            return self._store(task, way.routes)
+        routes = self._router.order(way.routes, lambda route: route.deployment.id)
+        for route in routes[:-1]:
+            try:
+                return self._store(task, (route,))
+            except UpstreamError as error:
+                if not error.retryable:
+                    raise
+                self._router.rest(route.deployment.id)
+        return self._store(task, routes[-1:])
+
+    def _store(self, task: "_Task", routes: Sequence[Route]) -> FileObject:
+        file, planned = self._intend(task, routes)
+        faults.point("intent committed")
+        with self._leases.held([copy.id for copy, _ in planned]):
+            return self._sent(task, file, planned)
+
+    def _sent(self, task: "_Task", file: File, planned: Sequence[tuple[Copy, Route]]) -> FileObject:
+        sent = {
+            copy.id: replace(task.rendition(route), key=copy.upload_key or "")
+            for copy, route in planned
+        }
+        outcomes = self._fan_out.run(
+            {
+                copy.id: partial(self._copies.send, copy.id, route.provider, sent[copy.id])
+                for copy, route in planned
+            }
+        )
+        faults.point("copies sent")
+        stored = {key: o for key, o in outcomes.items() if isinstance(o, StoredFile)}
+        failed = {key: o for key, o in outcomes.items() if isinstance(o, GatewayError)}
+        for copy, route in planned:
+            if copy.id in failed:
+                log.warning(
+                    "upload failed",
+                    extra={"deployment": route.deployment.id, "error": failed[copy.id].message},
+                )
+            else:
+                for name, value in copy_facts(stored[copy.id]).items():
+                    setattr(copy, name, value)
+        held_by = {copy.model_name for copy, _ in planned if copy.id in stored}
+        without = [copy for copy, _ in planned if copy.id in failed]
+        if self._settings.fan_out == "every_model":
+            without = [copy for copy in without if copy.model_name not in held_by]
+        unsure = {key for key, error in failed.items() if not is_certain(error)}
+        if without:
+            self._copies.take_back(file, [copy for copy, _ in planned], unsure)
+            raise _named(failed[without[0].id], without[0].model_name)
+        try:
+            self._keep(file, task.upload, is_whole=not failed)
+        except GatewayError:
+            self._copies.take_back(file, [copy for copy, _ in planned], unsure)
+            raise
+        faults.point("content kept")
+        return self._finish(task, file, [copy for copy, _ in planned], failed)
+
+    def _intend(
+        self, task: "_Task", routes: Sequence[Route]
+    ) -> tuple[File, list[tuple[Copy, Route]]]:
+        upload, way, file_uuid = task.upload, task.way, task.file_uuid
+        moment, lease = now(), self._leases.until()
+        expiry = upload.expires_after
+        public_id = None
+        if way.kind == "unified":
+            public_id = ids.encode_unified(upload.mime_type, file_uuid, way.names)
+            if not ids.is_raw(public_id):
+                raise InvalidRequest(
+                    f"{len(way.names)} target model names make an id of {len(public_id)} "
+                    f"characters; {ids.MAX_ID_LENGTH} are allowed",
+                    param="target_model_names",
+                )
+        file = File(
+            id=file_uuid,
+            public_id=public_id,
+            kind=way.kind,
+            owner=task.caller.owner,
+            filename=upload.filename,
+            mime_type=upload.mime_type,
+            purpose=upload.purpose,
+            bytes=upload.size,
+            sha256=upload.sha256,
+            target_model_names=list(way.names),
+            state="uploading",
+            status="uploaded",
+            status_details=None,
+            expires_at=moment + dt.timedelta(seconds=expiry.seconds) if expiry else None,
+            copies_expire_at=None,
+            is_kept=False,
+            created_at=moment,
+            updated_at=moment,
+        )
+        planned = [
+            (
+                Copy(
+                    id=ids.new_uuid(),
+                    file_id=file_uuid,
+                    model_name=route.model_name,
+                    deployment_id=route.deployment.id,
+                    provider=route.deployment.provider,
+                    deployment_file_id=None,
+                    upstream_model=task.rendition(route).model or route.upstream_model or None,
+                    upload_key=secrets.token_hex(16),
+                    first_file_id=None,
+                    state="intended",
+                    attempts=1,
+                    last_error=None,
+                    expires_at=None,
+                    next_look_at=lease,
+                    lease_until=lease,
+                    created_at=moment,
+                    updated_at=moment,
+                ),
+                route,
+            )
+            for route in routes
+        ]
+        with self._database.write() as session:
+            rows.insert(session, file, [copy for copy, _ in planned])
+        return file, planned
+
+    def _keep(self, file: File, upload: Upload, *, is_whole: bool) -> None:
+        """Keep the content: as the setting says, or until the copies that failed are there."""
+        limit = self._settings.spool_max_mb
+        is_for_repair = not is_whole and self._kept.has_room(upload.size, limit)
+        if not self._settings.keep_content and not is_for_repair:
+            return
+        self._kept.put(file.id, upload)
+        file.is_kept = True
+
+    def _finish(
+        self,
+        task: "_Task",
+        file: File,
+        copies: Sequence[Copy],
+        failed: Mapping[str, GatewayError],
+    ) -> FileObject:
+        for copy in copies:
+            copy.lease_until = None
+            if copy.id in failed:
+                copy.state = "missing" if is_certain(failed[copy.id]) else "intended"
+                copy.last_error = failed[copy.id].message
+                copy.next_look_at = now() + pause(0)
+            else:
+                copy.next_look_at = self._renewal.next_look(file, copy)
+        file.public_id = self._public_id(file, copies, task.way)
+        file.state = "ready"
+        file.status, file.status_details = status_of(copies)
+        file.copies_expire_at = None if file.is_kept else last_expiry(copies)
+        with self._database.write() as session:
+            is_wanted = rows.record_file(
+                session,
+                file.id,
+                was="uploading",
+                public_id=file.public_id,
+                state=file.state,
+                status=file.status,
+                status_details=file.status_details,
+                copies_expire_at=file.copies_expire_at,
+                is_kept=file.is_kept,
+            )
+            if is_wanted:
+                work_rows.settle_all(session, copies)
+                audit.record(session, task.caller, "file.upload", file.public_id, size=file.bytes)
+        faults.point("ready committed")
+        if not is_wanted:
+            # Its owner was deleted meanwhile, and his files with him.
+            self._copies.erase_all(file, copies)
+            raise Conflict("the file was deleted while it was being uploaded")
+        return file_object(file)
+
+    @staticmethod
+    def _public_id(file: File, copies: Sequence[Copy], way: Way) -> str | None:
+        raw = next((c.deployment_file_id for c in copies if c.deployment_file_id), None)
+        if way.kind == "encoded" and raw:
+            return ids.encode_file(raw, way.names[0])
+        return raw if way.kind == "raw" else file.public_id
+
+
+@dataclass(frozen=True)
+class _Task:
+    """One upload: whose, what, where to, and under which row id.
+
+    `renditions` holds, by deployment id, what an upstream gets instead of the upload.
+    """
+
+    caller: Caller
+    upload: Upload
+    way: Way
+    file_uuid: str
+    renditions: Mapping[str, Upload] = field(default_factory=dict)
+
+    def rendition(self, route: Route) -> Upload:
+        """What this route's upstream gets."""
+        return self.renditions.get(route.deployment.id, self.upload)
+
+
+def _named(error: GatewayError, model_name: str | None) -> GatewayError:
+    if model_name is not None:
+        error.message = f"the upload to the model {model_name!r} failed: {error.message}"
+    if error.status >= 500:
+        # The client would repeat the whole upload; where the answer was lost that makes a twin.
+        error.headers["x-should-retry"] = "false"
+    return error

@@ -1,0 +1,75 @@
+"""`python -m tests.drills [--random N] [--seed S]`: every drill once, or N random ones.
+
+Prints a Markdown table: what was done, how often it was cut off, what was lost or left over. The
+exit status says whether anything was.
+"""
+
+import argparse
+import random
+import sys
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.drills.drill import Range, Verdict
+from tests.drills.operations import OPERATIONS
+from tests.drills.upstream_faults import FAULTS
+from tests.drills.world import make_template
+from tests.e2e.gateway import Upstream
+
+ACCOUNTS = ("a1", "a2", "b")
+
+
+def every(drills: Range) -> Iterator[Verdict]:
+    """Every operation killed at each of its points, and disturbed by each fault."""
+    for operation in OPERATIONS:
+        for kill in drills.points(operation):
+            yield drills.run(operation, kill)
+        for fault in FAULTS:
+            yield drills.disturb(operation, "b", fault)
+
+
+def some(drills: Range, number: int, seed: int) -> Iterator[Verdict]:
+    """Random drills: the worker that comes after a killed process may be killed too."""
+    chance = random.Random(seed)  # to repeat a run, not to guard a secret
+    points = {operation.name: drills.points(operation) for operation in OPERATIONS}
+    for _ in range(number):
+        operation = chance.choice(OPERATIONS)
+        if chance.random() < 0.3:
+            yield drills.disturb(operation, chance.choice(ACCOUNTS), chance.choice(list(FAULTS)))
+            continue
+        kill = chance.choice(points[operation.name])
+        second = None
+        if chance.random() < 0.5 and (found := drills.recovery_points(operation, kill)):
+            second = chance.choice(found)
+        yield drills.run(operation, kill, second)
+
+
+def main() -> int:
+    """Run the drills that the command line asks for; 1 when anything was lost or left over."""
+    parser = argparse.ArgumentParser(description=__doc__, prog="python -m tests.drills")
+    parser.add_argument("--random", type=int, metavar="N")
+    parser.add_argument("--seed", type=int, default=0)
+    asked = parser.parse_args()
+    found: dict[str, list[Verdict]] = defaultdict(list)
+    with tempfile.TemporaryDirectory(prefix="drills-") as name:
+        folder = Path(name)
+        with Upstream(folder) as upstream:
+            drills = Range(upstream, folder, make_template(folder))
+            verdicts = some(drills, asked.random, asked.seed) if asked.random else every(drills)
+            for verdict in verdicts:
+                found[verdict.operation].append(verdict)
+                if verdict.mistakes:
+                    print(verdict, file=sys.stderr, flush=True)
+    print("| operation | drills | killed | lost | left over |\n|---|---|---|---|---|")
+    for operation, all_of_it in found.items():
+        killed = sum(verdict.was_killed for verdict in all_of_it)
+        lost = sum(verdict.lost for verdict in all_of_it)
+        orphaned = sum(verdict.orphaned for verdict in all_of_it)
+        print(f"| {operation} | {len(all_of_it)} | {killed} | {lost} | {orphaned} |")
+    return int(any(verdict.mistakes for each in found.values() for verdict in each))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

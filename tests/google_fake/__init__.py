@@ -1,0 +1,1 @@
+"""A fake of Google's services: Vertex AI, Cloud Storage, AI Studio."""
