@@ -15,8 +15,12 @@ GatewayError
 │   └── ModelAccessDenied          the key may not use that model
 ├── NotFound                  404
 ├── Conflict                  409
+├── KeyReused                 422  one idempotency key for two different requests
 ├── TooLarge                  413  a size limit; the message names limit and size
+│   └── StorageLimitExceeded       what somebody has and this file are more than he may have
 ├── RangeNotSatisfiable       416
+├── RateLimited               429  with Retry-After
+│   └── FileLimitExceeded          somebody has as many files as he may have
 ├── DatabaseUnavailable       503  with Retry-After
 ├── StorageFull               507  the spool or the local store has no room
 └── UpstreamError             502  an upstream failed; carries provider and deployment
@@ -154,10 +158,32 @@ class Conflict(GatewayError):
     own_headers = {"x-should-retry": "false"}
 
 
+class KeyReused(GatewayError):
+    status = 422
+    type = "invalid_request_error"
+    code = "idempotency_key_reused"
+
+
 class TooLarge(GatewayError):
     status = 413
     type = "invalid_request_error"
     code = "request_too_large"
+
+
+class StorageLimitExceeded(TooLarge):
+    code = "storage_limit_exceeded"
+
+
+class RateLimited(GatewayError):
+    status = 429
+    type = "rate_limit_error"
+    code = "rate_limit_exceeded"
+
+
+class FileLimitExceeded(RateLimited):
+    code = "file_limit_exceeded"
+    # Nothing goes away by waiting: repeating would only cost the client its time.
+    own_headers = {"Retry-After": "60", "x-should-retry": "false"}
 
 
 class RangeNotSatisfiable(GatewayError):

@@ -17,6 +17,7 @@ from app.api import (
     health,
     inference,
     keys,
+    metering,
     models,
     security_headers,
     uploads,
@@ -40,8 +41,11 @@ from app.services.jobs import Jobs
 from app.services.kept import Kept
 from app.services.leases import Leases
 from app.services.lookup import Lookup
+from app.services.metering import Meter
+from app.services.once import Once
 from app.services.reconciler import Reconciler
 from app.services.renewal import Renewal
+from app.services.repeats import Repeats
 from app.services.router import Router
 from app.services.storing import Storing
 from app.services.sweeper import Sweeper
@@ -76,7 +80,8 @@ def create_app(
     errors.install(app)
     security_headers.install(app)
     access_log.install(app)
-    auth.install(app)
+    auth.install(app, metering.begin)
+    metering.install(app)
     audit.install(app)
     for blueprint in (
         files.blueprint,
@@ -124,7 +129,8 @@ def build(
     jobs = Jobs(settings, database, router, lookup, renewal)
     batch_service = Batches(database, router, jobs)
     tuning_service = FineTuning(settings, database, router, jobs, tuned_models)
-    uploads = Uploads(settings, database, router, files.files)
+    uploads = Uploads(settings, database, router, files.files, files.meter)
+    once = Once(database, settings.lease_seconds)
     return context.Services(
         settings=settings,
         database=database,
@@ -135,6 +141,9 @@ def build(
             on_files_deleted=files.files.finish_deletes,
             retiring_master_keys=settings.retiring_master_keys,
         ),
+        meter=files.meter,
+        once=once,
+        repeats=Repeats(database),
         trail=Trail(database, settings.audit_retention_days, journal),
         router=router,
         files=files.files,
@@ -152,6 +161,8 @@ def build(
             uploads=uploads,
             kept=files.kept,
             spool=spool,
+            meter=files.meter,
+            once=once,
         ),
     )
 
@@ -163,6 +174,7 @@ class FileServices:
     lookup: Lookup
     kept: Kept
     leases: Leases
+    meter: Meter
     copies: Copies
     renewal: Renewal
     reconciler: Reconciler
@@ -177,6 +189,7 @@ def file_services(
     fan_out = FanOut(settings.fan_out_threads)
     kept = Kept(settings.data_dir)
     leases = Leases(database, settings.lease_seconds)
+    meter = Meter(database, settings.lease_seconds)
     batch_files = BatchFiles(settings, router)
     copies = Copies(database, router, fan_out, kept)
     renewal = Renewal(
@@ -199,12 +212,13 @@ def file_services(
         batch_files=batch_files,
         kept=kept,
         leases=leases,
+        meter=meter,
     )
     files = Files(database, router, lookup, storing=storing, copies=copies, kept=kept)
     reconciler = Reconciler(
         settings, database, copies=copies, renewal=renewal, kept=kept, leases=leases
     )
-    return FileServices(lookup, kept, leases, copies, renewal, reconciler, files)
+    return FileServices(lookup, kept, leases, meter, copies, renewal, reconciler, files)
 
 
 def _register(app: Flask, blueprint: Blueprint, prefixes: Sequence[str]) -> None:

@@ -18,6 +18,8 @@ from app.services.callers import Role
 MAX_BODY_BYTES = 1024 * 1024
 MAX_METADATA_BYTES = 64 * 1024
 MAX_PAGE = 1_000_000
+MAX_LIMIT = 2**31 - 1
+MAX_BYTES = 2**63 - 1
 
 _MAX_NESTING = 32
 _DURATION = re.compile(r"([0-9]{1,9})(s|m|h|d|w|mo)")
@@ -153,8 +155,18 @@ def _models() -> fields.List[str]:
     return fields.List(Text(), allow_none=True, validate=validate.Length(max=1000))
 
 
+def _limit(most: int = MAX_LIMIT) -> fields.Integer:
+    return fields.Integer(strict=True, allow_none=True, validate=validate.Range(0, most))
+
+
 class _Changes(Schema):
-    """A body whose explicit nulls clear."""
+    """A body whose explicit nulls clear. The limits are those of `app.services.limits.Limits`."""
+
+    rpm_limit = _limit()
+    upload_rpm_limit = _limit()
+    max_parallel_requests = _limit()
+    max_files = _limit()
+    max_bytes_stored = _limit(MAX_BYTES)
 
     @post_load
     def _clear(self, data: dict[str, Any], **_: Any) -> dict[str, Any]:

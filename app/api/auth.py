@@ -40,13 +40,23 @@ def guard(required: Guard) -> Callable[[View], View]:
     return mark
 
 
-def install(app: Flask) -> None:
+def install(app: Flask, on_caller: Callable[[Caller], object] = lambda caller: None) -> None:
     """Ask every request for its key, before its body is read, and refuse what is not allowed.
+
+    `on_caller` is called when the caller is known; what it raises refuses the request too.
 
     What is asked hangs on the view that Flask matched and will call: there is no second look at
     the path that could differ. Raises NotAuthenticated, NotPermitted, DatabaseUnavailable.
     """
-    app.before_request(_check)
+
+    def check() -> None:
+        if _is_open():
+            return
+        g.caller = caller = _identified()
+        on_caller(caller)
+        _require_served(caller)
+
+    app.before_request(check)
 
 
 def unguarded(app: Flask) -> list[str]:
@@ -59,16 +69,22 @@ def unguarded(app: Flask) -> list[str]:
     return sorted(found)
 
 
-def _check() -> None:
+def _is_open() -> bool:
     rule = request.url_rule
-    if rule is None or rule.rule in OPEN_ROUTES:
-        return
-    caller = services().access.authenticate(_presented_secret())
-    caller = replace(caller, origin=Origin(context.request_id(), request.remote_addr))
-    g.caller = caller
-    required = _guard_of(current_app, rule.endpoint)
+    return rule is None or rule.rule in OPEN_ROUTES
+
+
+def _identified() -> Caller:
+    caller = services().access.authenticate(presented_secret())
+    return replace(caller, origin=Origin(context.request_id(), request.remote_addr))
+
+
+def _require_served(caller: Caller) -> None:
+    required = _guard_of(current_app, request.endpoint or "")
     if required is None or not _serves(required, caller):
-        raise NotPermitted(f"User {caller.display_name} may not {request.method} {rule.rule}")
+        raise NotPermitted(
+            f"User {caller.display_name} may not {request.method} {request.url_rule}"
+        )
 
 
 def _guard_of(app: Flask, endpoint: str) -> Guard | None:
@@ -86,7 +102,7 @@ def _serves(required: Guard, caller: Caller) -> bool:
     }[required]
 
 
-def _presented_secret() -> str:
+def presented_secret() -> str:
     """The first key of the request. Raises NotAuthenticated when there is none."""
     headers = request.headers
     scheme, _, bearer = headers.get("Authorization", "").strip().partition(" ")

@@ -4,7 +4,7 @@ from typing import Any
 
 from flask import Blueprint, request
 
-from app.api import body, target
+from app.api import body, once, target
 from app.api.auth import Guard, guard
 from app.api.context import caller, services
 from app.api.job_schemas import JobListQuery, NewBatchBody, json_object
@@ -20,9 +20,14 @@ blueprint = Blueprint("batches", __name__)
 @guard(Guard.WRITE)
 def create(**_: str) -> Batch:
     """The new batch, under the kind of id that its input file has."""
-    found = json_object()
-    hints = target.hints(found)
-    return services().batches.create(caller(), load(NewBatchBody(), found), hints)
+    batches = services().batches
+
+    def make(job_uuid: str) -> Batch:
+        found = json_object()
+        hints = target.hints(found)
+        return batches.create(caller(), load(NewBatchBody(), found), hints, job_uuid)
+
+    return once.of_json(make, batches.made)
 
 
 @blueprint.get("/batches")

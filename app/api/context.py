@@ -17,7 +17,10 @@ from app.services.file_lists import FileLists
 from app.services.files import Files
 from app.services.fine_tuning import FineTuning
 from app.services.inference import Inference
+from app.services.metering import Meter
+from app.services.once import Once
 from app.services.reconciler import Reconciler
+from app.services.repeats import Repeats
 from app.services.router import Router
 from app.services.sweeper import Sweeper
 from app.services.upkeep import Upkeep
@@ -36,6 +39,9 @@ class Services:
     settings: Settings
     database: Database
     access: Access
+    meter: Meter
+    once: Once
+    repeats: Repeats
     trail: Trail
     router: Router
     files: Files

@@ -1,20 +1,21 @@
 """/files: upload, list, retrieve, content, delete."""
 
+import json
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote
 
 from flask import Blueprint, Response, request
 
-from app.api import body, hangup, target
+from app.api import body, hangup, once, target
 from app.api.auth import Guard, guard
 from app.api.context import caller, note, services
-from app.api.form import spooled_form
+from app.api.form import least_file_bytes, spooled_form
 from app.api.schemas import FileListQuery, UploadFields, expires_after, load, single_values
 from app.errors import InvalidRequest, UpstreamError
 from app.objects import FileDeleted, FileObject, Page
 from app.services.files import Content
-from app.services.router import Hints
+from app.services.router import Hints, Way
 from app.transfers import Cancellation, Upload
 
 blueprint = Blueprint("files", __name__)
@@ -29,6 +30,8 @@ def create(**_: str) -> FileObject:
     settings = services().settings
     spool = services().spool.folder()
     limit = settings.max_file_size_mb * MB
+    # What cannot have room is not read.
+    services().meter.require_room(caller(), least_file_bytes())
     with spooled_form(spool, file_field="file", max_file_bytes=limit) as form:
         given: dict[str, Any] = dict(form.fields)
         way = services().router.way(target.hints(given).selector(), caller())
@@ -50,7 +53,26 @@ def create(**_: str) -> FileObject:
             expires_after=expiry,
         )
         note(bytes_in=spooled.size, deployment=",".join(r.deployment.id for r in way.routes))
-        return services().files.create(caller(), upload, way)
+        return _stored_once(upload, way, given)
+
+
+def _stored_once(upload: Upload, way: Way, fields: dict[str, Any]) -> FileObject:
+    """The file, or that of the same request when it was sent before."""
+    files = services().files
+    is_repeated = request.headers.get("x-stainless-retry-count", "0") != "0"
+    if is_repeated and once.HEADER not in request.headers:
+        found = services().repeats.first(caller(), upload, way)
+        if found is not None:
+            return found
+
+    def make(file_uuid: str) -> FileObject:
+        return files.create(caller(), upload, way, file_uuid)
+
+    def made(file_uuid: str) -> FileObject | None:
+        return files.made(file_uuid)
+
+    asked = (upload.sha256, upload.filename, upload.mime_type, json.dumps(fields, sort_keys=True))
+    return once.once(asked, make, made)
 
 
 @blueprint.get("/files")

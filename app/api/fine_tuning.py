@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from flask import Blueprint
 
-from app.api import body, target
+from app.api import body, once, target
 from app.api.auth import Guard, guard
 from app.api.batches import wants_state
 from app.api.context import caller, services
@@ -22,10 +22,15 @@ blueprint = Blueprint("fine_tuning", __name__, url_prefix="/fine_tuning/jobs")
 @guard(Guard.WRITE)
 def create(**_: str) -> FineTuningJob:
     """The new job."""
-    found = json_object()
-    hints = target.hints({key: value for key, value in found.items() if key != "model"})
-    load(NewJobBody(), found)
-    return services().fine_tuning.create(caller(), found, hints)
+    jobs = services().fine_tuning
+
+    def make(job_uuid: str) -> FineTuningJob:
+        found = json_object()
+        hints = target.hints({key: value for key, value in found.items() if key != "model"})
+        load(NewJobBody(), found)
+        return jobs.create(caller(), found, hints, job_uuid)
+
+    return once.of_json(make, jobs.made)
 
 
 @blueprint.get("")

@@ -78,6 +78,11 @@ class Form:
         return values[0] if values else None
 
 
+def least_file_bytes() -> int:
+    """How large the form's file is at least, by what the request says of its length."""
+    return max(0, (request.content_length or 0) - _FORM_OVERHEAD_BYTES)
+
+
 @contextmanager
 def spooled_form(spool: Path, *, file_field: str, max_file_bytes: int) -> Iterator[Form]:
     """The request's form; its file is removed from the spool at the end.

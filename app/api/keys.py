@@ -4,6 +4,7 @@ from typing import Any, cast
 
 from flask import Blueprint
 
+from app.api import once
 from app.api.admin_schemas import (
     KeyChanges,
     KeyDeletion,
@@ -24,6 +25,7 @@ blueprint = Blueprint("keys", __name__)
 
 @blueprint.post("/key/generate")
 @guard(Guard.WRITE)
+@once.single
 def generate() -> dict[str, Any]:
     """The new key; the only answer, beside a renewal's, that holds a secret."""
     fields = cast(KeyFields, read_body(NewKey()))
@@ -67,6 +69,7 @@ def unblock() -> dict[str, Any]:
 
 @blueprint.post("/key/regenerate")
 @guard(Guard.WRITE)
+@once.single
 def regenerate() -> dict[str, Any]:
     """The same key with a new secret."""
     body = read_body(Renewal())

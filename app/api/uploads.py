@@ -7,7 +7,7 @@ from typing import Any
 from flask import Blueprint
 from marshmallow import EXCLUDE, Schema, ValidationError, fields, post_load, validate
 
-from app.api import body, target
+from app.api import body, once, target
 from app.api.auth import Guard, guard
 from app.api.context import caller, note, services
 from app.api.form import clean_filename, mime_type, plain_type, spooled_form
@@ -65,6 +65,7 @@ class CompleteFields(Schema):
 
 @blueprint.post("/uploads")
 @guard(Guard.WRITE)
+@once.single
 def create(**_: str) -> UploadObject:
     """A pending upload; its file will go where this request's selector asks for."""
     given = body.optional_object()
@@ -90,11 +91,16 @@ def add_part(upload_id: str, **_: str) -> UploadPartObject:
         if spooled.size == 0:
             raise InvalidRequest("the part is empty", param="data")
         note(bytes_in=spooled.size)
-        return uploads.add_part(caller(), upload_id, spooled.path, spooled.size, spooled.sha256)
+
+        def make(_: str) -> UploadPartObject:
+            return uploads.add_part(caller(), upload_id, spooled.path, spooled.size, spooled.sha256)
+
+        return once.once((spooled.sha256,), make)
 
 
 @blueprint.post("/uploads/<upload_id>/complete")
 @guard(Guard.WRITE)
+@once.single
 def complete(upload_id: str, **_: str) -> UploadObject:
     """The completed upload, with its file."""
     given = body.optional_object()

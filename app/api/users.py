@@ -4,6 +4,7 @@ from typing import Any, cast
 
 from flask import Blueprint
 
+from app.api import once
 from app.api.admin_schemas import (
     NewUser,
     UserChanges,
@@ -25,6 +26,7 @@ _NO_KEY = {"key": None, "key_name": None, "token": None, "expires": None, "key_a
 
 @blueprint.post("/user/new")
 @guard(Guard.ADMIN)
+@once.single
 def new() -> dict[str, Any]:
     """The new user, with his first key unless `auto_create_key` is false."""
     body = read_body(NewUser())

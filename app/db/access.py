@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Row, Select, and_, case, delete, func, or_, select, update
 from sqlalchemy.orm import Session
 
-from app.db.tables import File, Job, Key, TunedModel, UploadSession, User, now
+from app.db.tables import LIMITS, File, Job, Key, TunedModel, UploadSession, User, now
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,8 @@ def presented(session: Session, token: str, moment: dt.datetime) -> Row[*tuple[A
             User.role,
             User.models.label("user_models"),
             User.blocked.label("user_blocked"),
+            *(getattr(Key, name) for name in LIMITS),
+            *(getattr(User, name).label(f"user_{name}") for name in LIMITS),
         )
         .outerjoin(User, User.user_id == Key.user_id)
         .where(or_(Key.token == token, is_previous))

@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import delete, literal, or_, select, tuple_, update
+from sqlalchemy import and_, delete, literal, or_, select, tuple_, update
 from sqlalchemy.orm import Session, defer
 
 from app.db.tables import Copy, File, UtcDateTime, now
@@ -39,6 +39,26 @@ def insert(session: Session, file: File, copies: Sequence[Copy]) -> None:
 def by_uuid(session: Session, file_uuid: str) -> File | None:
     """The file with this row id, in whatever state."""
     return session.get(File, file_uuid)
+
+
+def alike(
+    session: Session, *, owner: str, key_id: str | None, sha256: str, since: dt.datetime
+) -> list[File]:
+    """The files of this content that a key has uploaded since then, newest first.
+
+    Those that are being stored are among them, unless their process is dead.
+    """
+    abandoned = select(Copy.id).where(
+        Copy.file_id == File.id, Copy.state == "intended", Copy.lease_until <= now()
+    )
+    query = select(File).where(
+        File.owner == owner,
+        File.created_at >= since,
+        File.sha256 == sha256,
+        File.key_id.is_(None) if key_id is None else File.key_id == key_id,
+        or_(File.state == "ready", and_(File.state == "uploading", ~abandoned.exists())),
+    )
+    return list(session.scalars(query.order_by(File.created_at.desc(), File.id.desc())))
 
 
 def by_deployment_file_id(

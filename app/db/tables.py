@@ -20,7 +20,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-HEAD = "0005"
+HEAD = "0006"
 """The newest migration; a test holds it against the migrations folder."""
 
 
@@ -62,7 +62,21 @@ class Base(DeclarativeBase):
     }
 
 
-class User(Base):
+class Limited:
+    """The columns of what is limited; None means that it is not. `max_bytes_stored` is in bytes."""
+
+    rpm_limit: Mapped[int | None]
+    upload_rpm_limit: Mapped[int | None]
+    max_parallel_requests: Mapped[int | None]
+    max_files: Mapped[int | None]
+    max_bytes_stored: Mapped[int | None] = mapped_column(BigInteger)
+
+
+LIMITS = tuple(Limited.__annotations__)
+"""The names of these columns."""
+
+
+class User(Limited, Base):
     """Somebody who owns keys and files.
 
     `id_folded` and `email_folded` are the id and the e-mail case-folded (at most three times as
@@ -85,7 +99,7 @@ class User(Base):
     updated_at: Mapped[dt.datetime]
 
 
-class Key(Base):
+class Key(Limited, Base):
     """A bearer token, stored as its SHA-256. `owner` stays the same when the secret is renewed.
 
     `previous_token` is the hash of the secret before the last regeneration, good until
@@ -126,7 +140,8 @@ class File(Base):
     back), deleting (unusable, copies remain) or deleted (a tombstone, so that a cursor that names
     it still works). `status` is OpenAI's, derived from the copies whenever one of them changes.
     `expires_at` is when the caller's file ends, `copies_expire_at` when the last of its copies
-    does, None while one has no end. `is_kept`: the content is in the local store too.
+    does, None while one has no end. `is_kept`: the content is in the local store too. `key_id` is
+    the key that it was uploaded with, None for the master key and for what an upstream made.
     """
 
     __tablename__ = "files"
@@ -135,6 +150,7 @@ class File(Base):
         Index("ix_files_created", "created_at", "id"),
         Index("ix_files_state_updated", "state", "updated_at"),
         Index("ix_files_expires_at", "expires_at"),
+        Index("ix_files_key_id", "key_id"),
     )
 
     id: Mapped[str] = mapped_column(String(36), primary_key=True)
@@ -153,6 +169,7 @@ class File(Base):
     expires_at: Mapped[dt.datetime | None]
     copies_expire_at: Mapped[dt.datetime | None]
     is_kept: Mapped[bool] = mapped_column(Boolean, default=False, server_default=false())
+    key_id: Mapped[str | None] = mapped_column(String(36))
     created_at: Mapped[dt.datetime]
     updated_at: Mapped[dt.datetime]
 
@@ -267,7 +284,11 @@ class UploadSession(Base):
     """
 
     __tablename__ = "uploads"
-    __table_args__ = (Index("ix_uploads_status_expires", "status", "expires_at"),)
+    __table_args__ = (
+        Index("ix_uploads_status_expires", "status", "expires_at"),
+        Index("ix_uploads_owner", "owner", "status"),
+        Index("ix_uploads_key_id", "key_id"),
+    )
 
     id: Mapped[str] = mapped_column(String(32), primary_key=True)
     owner: Mapped[str] = mapped_column(String(300))
@@ -280,6 +301,7 @@ class UploadSession(Base):
     status: Mapped[str] = mapped_column(String(16))
     part_ids: Mapped[list[str]]
     file_id: Mapped[str | None] = mapped_column(Text)
+    key_id: Mapped[str | None] = mapped_column(String(36))
     expires_at: Mapped[dt.datetime]
     created_at: Mapped[dt.datetime]
     updated_at: Mapped[dt.datetime]
@@ -335,3 +357,54 @@ class AuditSweep(Base):
     __tablename__ = "audit_sweeps"
 
     before: Mapped[dt.datetime] = mapped_column(primary_key=True)
+
+
+class RequestCount(Base):
+    """How many requests of a kind a key or a user has begun in the minute from `began_at` on.
+
+    `subject` is `key:<row id>` or `user:<user id>`; `kind` is any or upload.
+    """
+
+    __tablename__ = "request_counts"
+    __table_args__ = (Index("ix_request_counts_began_at", "began_at"),)
+
+    subject: Mapped[str] = mapped_column(String(300), primary_key=True)
+    kind: Mapped[str] = mapped_column(String(16), primary_key=True)
+    began_at: Mapped[dt.datetime]
+    count: Mapped[int]
+
+
+class RunningRequest(Base):
+    """A request that is being answered, for those who may have so many at once and no more.
+
+    One whose process died counts until `lease_until`.
+    """
+
+    __tablename__ = "running_requests"
+    __table_args__ = (
+        Index("ix_running_requests_subject", "subject", "lease_until"),
+        Index("ix_running_requests_lease_until", "lease_until"),
+    )
+
+    id: Mapped[str] = mapped_column(String(36), primary_key=True)
+    subject: Mapped[str] = mapped_column(String(300), primary_key=True)
+    lease_until: Mapped[dt.datetime]
+
+
+class SingleRequest(Base):
+    """A request that its client may send again and that is done once.
+
+    `id` is the SHA-256 of who sent it and of its idempotency key; `fingerprint` that of what it
+    asks for. `object_uuid` is the row id of what it makes. `answer` is encrypted with a key that
+    is stored nowhere, None while it runs; one whose process died runs until `lease_until`.
+    """
+
+    __tablename__ = "single_requests"
+    __table_args__ = (Index("ix_single_requests_expires_at", "expires_at"),)
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    fingerprint: Mapped[str] = mapped_column(String(64))
+    object_uuid: Mapped[str] = mapped_column(String(36))
+    answer: Mapped[str | None] = mapped_column(Text)
+    lease_until: Mapped[dt.datetime]
+    expires_at: Mapped[dt.datetime]

@@ -48,11 +48,14 @@ class Batches:
         self._router = router
         self._jobs = jobs
 
-    def create(self, caller: Caller, new: NewBatch, hints: Hints) -> Batch:
+    def create(
+        self, caller: Caller, new: NewBatch, hints: Hints, job_uuid: str | None = None
+    ) -> Batch:
         """Start a batch at a deployment that holds the input file.
 
-        Raises, before anything is sent, what resolving the file raises, FileNotAvailable,
-        InvalidRequest for a file of another purpose, Conflict (file_not_ready).
+        Its row gets the id `job_uuid`, where somebody has to know it beforehand. Raises, before
+        anything is sent, what resolving the file raises, FileNotAvailable, InvalidRequest for a
+        file of another purpose, Conflict (file_not_ready).
         """
         if openai_url(new.endpoint) not in ENDPOINTS:
             raise InvalidRequest(
@@ -68,7 +71,13 @@ class Batches:
         route = self._jobs.route(caller, "batch", [source], _model(source, hints))
         self._jobs.await_ready(route, source)
         job = self._jobs.new_row(
-            caller, "batch", source.kind, route, [source], _request(new, source, route, hints)
+            caller,
+            "batch",
+            source.kind,
+            route,
+            [source],
+            _request(new, source, route, hints),
+            job_uuid,
         )
         self._jobs.intend(caller, job)
         faults.point("job intent committed")
@@ -95,6 +104,11 @@ class Batches:
             with suppress(GatewayError):
                 self._take_in(job, route, batch)
         return self.shown(job)
+
+    def made(self, job_uuid: str) -> Batch | None:
+        """The batch that was made under a row id; see Jobs."""
+        job = self._jobs.made(job_uuid)
+        return None if job is None else self.shown(job)
 
     def retrieve(
         self, caller: Caller, batch_id: str, hints: Hints, *, with_state: bool = False

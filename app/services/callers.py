@@ -13,6 +13,7 @@ from app.db import access as db
 from app.db.engine import Database
 from app.db.tables import Key, User, now
 from app.errors import InvalidRequest, NotAuthenticated, NotPermitted
+from app.services.limits import UNLIMITED, Limits, Subject
 from app.settings import RetiringKey
 
 MASTER_USER_ID = "default_user_id"
@@ -57,6 +58,8 @@ class Caller:
     user_models: tuple[str, ...] = ()
     expires_at: dt.datetime | None = None
     key_name: str = ""
+    key_limits: Limits = UNLIMITED
+    user_limits: Limits = UNLIMITED
     origin: Origin = field(default=Origin(), compare=False)
 
     @property
@@ -75,6 +78,16 @@ class Caller:
     def display_name(self) -> str:
         """What error messages call him: the user's id, or `key sk-...abcd`."""
         return self.user_id if self.user_id is not None else f"key {self.key_name}"
+
+    @property
+    def limited(self) -> tuple[Subject, ...]:
+        """What his requests are counted for: the user and the key, where they have limits."""
+        found = []
+        if self.user_limits != UNLIMITED:
+            found.append(Subject(owner_of(self.user_id or ""), self.user_limits))
+        if self.key_limits != UNLIMITED:
+            found.append(Subject(f"key:{self.key_id}", self.key_limits))
+        return tuple(found)
 
     def may_use(self, model_name: str, qualified: Iterable[str] = ()) -> bool:
         """Whether the key and its user both allow the model.
@@ -146,6 +159,8 @@ class Callers:
             user_models=tuple(row.user_models or ()),
             expires_at=expires_at,
             key_name=row.key_name,
+            key_limits=Limits.of(row),
+            user_limits=Limits.of(row, "user_"),
         )
 
 

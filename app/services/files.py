@@ -87,6 +87,11 @@ class Files:
         """Store the upload and answer with it; see Storing."""
         return self._storing.create(caller, upload, way, file_uuid)
 
+    def made(self, file_uuid: str) -> FileObject | None:
+        """The file that was made under a row id, None when there is none that anybody may see."""
+        file = self.recorded(file_uuid)
+        return file_object(file) if file is not None and file.state == "ready" else None
+
     def recorded(self, file_uuid: str) -> File | None:
         """The row of a file, in whatever state, for those who chose its id."""
         with self._database.read() as session:

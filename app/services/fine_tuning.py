@@ -55,11 +55,18 @@ class FineTuning:
         self._jobs = jobs
         self._tuned_models = tuned_models
 
-    def create(self, caller: Caller, body: Mapping[str, Any], hints: Hints) -> FineTuningJob:
+    def create(
+        self,
+        caller: Caller,
+        body: Mapping[str, Any],
+        hints: Hints,
+        job_uuid: str | None = None,
+    ) -> FineTuningJob:
         """Start a job at a deployment that holds both files. `body` is what the caller sent.
 
-        Raises, before anything is sent, what resolving the files raises, FileNotAvailable,
-        InvalidRequest for a file of another purpose, Conflict (file_not_ready).
+        Its row gets the id `job_uuid`, where somebody has to know it beforehand. Raises, before
+        anything is sent, what resolving the files raises, FileNotAvailable, InvalidRequest for a
+        file of another purpose, Conflict (file_not_ready).
         """
         sources = [self._source(caller, body, "training_file", hints)]
         if body.get("validation_file") is not None:
@@ -77,6 +84,7 @@ class FineTuning:
             route,
             sources,
             request,
+            job_uuid,
         )
         self._jobs.intend(caller, job)
         faults.point("job intent committed")
@@ -98,6 +106,11 @@ class FineTuning:
             with suppress(GatewayError):
                 self._take_in(job, route, started)
         return self.shown(job)
+
+    def made(self, job_uuid: str) -> FineTuningJob | None:
+        """The job that was made under a row id; see Jobs."""
+        job = self._jobs.made(job_uuid)
+        return None if job is None else self.shown(job)
 
     def retrieve(
         self, caller: Caller, job_id: str, hints: Hints, *, with_state: bool = False

@@ -19,6 +19,7 @@ from app.db import jobs as rows
 from app.db.engine import Database
 from app.db.tables import Copy, File, Job, now
 from app.errors import (
+    Conflict,
     DatabaseUnavailable,
     FileNotAvailable,
     GatewayError,
@@ -234,10 +235,11 @@ class Jobs:
         route: Route,
         sources: Sequence[Source],
         request: dict[str, object],
+        job_uuid: str | None = None,
     ) -> Job:
-        """A row with the intent of a job."""
+        """A row with the intent of a job, under the id `job_uuid` where somebody has to know it."""
         moment = now()
-        job_uuid = ids.new_uuid()
+        job_uuid = job_uuid or ids.new_uuid()
         deployment = route.deployment
         return Job(
             id=job_uuid,
@@ -265,6 +267,23 @@ class Jobs:
             created_at=moment,
             updated_at=moment,
         )
+
+    def made(self, job_uuid: str) -> Job | None:
+        """The job that was made under a row id, None when there is none.
+
+        Raises Conflict, to be tried again, while it is not known whether it has begun.
+        """
+        with self._database.read() as session:
+            job = rows.by_uuid(session, job_uuid)
+        if job is None or job.state == "void" or (job.state == "lost" and job.upstream_id is None):
+            return None
+        if job.state == "intended":
+            raise Conflict(
+                "what became of the first try of this request is not known yet",
+                code="idempotency_in_progress",
+                headers={"Retry-After": "10", "x-should-retry": "true"},
+            )
+        return job
 
     def failed(self, job: Job, error: GatewayError) -> None:
         """Note that the upstream did not say yes; when it has done nothing for sure, forget it.

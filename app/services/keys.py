@@ -5,7 +5,7 @@ import re
 import secrets
 import uuid
 from collections.abc import Sequence
-from typing import Any, NotRequired, TypedDict
+from typing import Any, NotRequired, cast
 
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
@@ -28,11 +28,12 @@ from app.services.callers import (
     refuse_reserved,
     sha256,
 )
+from app.services.limits import LimitFields, Limits, LimitValues
 
 _TOKEN = re.compile(r"[0-9a-f]{64}")
 
 
-class KeyFields(TypedDict, total=False):
+class KeyFields(LimitFields, total=False):
     """What can be said of a key. A field that is left out is inherited, or not changed."""
 
     user_id: str | None
@@ -43,7 +44,7 @@ class KeyFields(TypedDict, total=False):
     expires_at: dt.datetime | None
 
 
-class KeyObject(TypedDict):
+class KeyObject(LimitValues):
     """A key as clients see one. `token` is the hash; `key`, the secret, stands there only once."""
 
     key: NotRequired[str]
@@ -276,8 +277,10 @@ def _within_own_rights(caller: Caller, fields: KeyFields) -> KeyFields:
         _refuse_more_models(caller, caller.key_models, fields["models"])
     if "expires_at" in fields:
         _refuse_later_end(caller.expires_at, fields["expires_at"])
+    _refuse_limits(caller.key_limits, fields)
     inherited: KeyFields = {"models": list(caller.key_models), "expires_at": caller.expires_at}
-    return {**inherited, **fields, "user_id": caller.user_id}
+    of_limits = cast(KeyFields, caller.key_limits.as_fields())
+    return {**inherited, **of_limits, **fields, "user_id": caller.user_id}
 
 
 def _refuse_widening(caller: Caller, key: Key, changes: KeyFields) -> None:
@@ -289,12 +292,21 @@ def _refuse_widening(caller: Caller, key: Key, changes: KeyFields) -> None:
         _refuse_more_models(caller, key.models, changes["models"])
     if "expires_at" in changes:
         _refuse_later_end(key.expires_at, changes["expires_at"])
+    _refuse_limits(Limits.of(key), changes)
+
+
+def _refuse_limits(own: Limits, wanted: KeyFields) -> None:
+    """Limits are the administrator's to set: what a key is to have must be what it has."""
+    for name, most in own.as_fields().items():
+        if wanted.get(name, most) != most:
+            raise NotPermitted("only a proxy_admin sets limits", param=name)
 
 
 def _refuse_gain(caller: Caller, key: Key) -> None:
     """Whoever gets a key's new secret gets its rights, so the calling key must have them all."""
     is_longer = caller.expires_at and (not key.expires_at or key.expires_at > caller.expires_at)
-    if is_longer or not covers(caller.key_models, key.models):
+    is_freer = not Limits.of(key).within(caller.key_limits)
+    if is_longer or is_freer or not covers(caller.key_models, key.models):
         raise NotPermitted("a key cannot renew one that may more, or works longer, than itself")
 
 
@@ -379,7 +391,7 @@ def _change_key(key: Key, changes: KeyFields) -> None:
 
 def key_object(key: Key, secret: str | None = None) -> KeyObject:
     """A key as clients see it, with its secret when it is new."""
-    shown: KeyObject = {
+    fields = {
         "token": key.token,
         "key_name": key.key_name,
         "key_alias": key.alias,
@@ -388,13 +400,14 @@ def key_object(key: Key, secret: str | None = None) -> KeyObject:
         "metadata": key.metadata_,
         "blocked": key.blocked,
         "expires": None if key.expires_at is None else key.expires_at.isoformat(),
+        **Limits.of(key).as_fields(),
         "created_at": key.created_at.isoformat(),
         "updated_at": key.updated_at.isoformat(),
         "created_by": key.created_by,
     }
     if secret is not None:
-        shown["key"] = secret
-    return shown
+        fields["key"] = secret
+    return cast(KeyObject, fields)
 
 
 def new_secret() -> str:

@@ -1,14 +1,16 @@
-"""Copies in hand: as long as their process lives, nobody else takes them for abandoned."""
+"""Work in hand: as long as its process lives, nobody else takes it for abandoned."""
 
 import datetime as dt
 import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 
-from app.db import copies as rows
+from sqlalchemy.orm import Session
+
+from app.db import copies
 from app.db.engine import Database
 from app.db.tables import now
 from app.errors import DatabaseUnavailable
@@ -18,14 +20,22 @@ log = logging.getLogger("manifold.leases")
 LEASE_SECONDS = 20.0
 
 
-class Leases:
-    """Renews the leases of the copies that this process is at work on, all in one statement.
+Renew = Callable[[Session, Collection[str], dt.datetime], None]
+"""Holds the leases of rows with these ids until then, of those that still have one."""
 
-    Work that ends within a quarter of a lease costs no statement at all.
+
+class Leases:
+    """Renews the leases of the rows that this process is at work on, all in one statement.
+
+    They are copies unless another `renew` is given. Work that ends within a quarter of a lease
+    costs no statement at all.
     """
 
-    def __init__(self, database: Database, seconds: float = LEASE_SECONDS) -> None:
+    def __init__(
+        self, database: Database, seconds: float = LEASE_SECONDS, renew: Renew = copies.renew
+    ) -> None:
         self._database = database
+        self._renew = renew
         self.seconds = seconds
         self._changed = threading.Condition()
         self._held: Counter[str] = Counter()
@@ -36,10 +46,10 @@ class Leases:
         return now() + dt.timedelta(seconds=self.seconds)
 
     @contextmanager
-    def held(self, copy_ids: Collection[str]) -> Iterator[None]:
+    def held(self, row_ids: Collection[str]) -> Iterator[None]:
         """Keep these leases, which the rows have already, for as long as the block runs."""
         with self._changed:
-            self._held.update(copy_ids)
+            self._held.update(row_ids)
             if self._keeper is None or not self._keeper.is_alive():
                 self._keeper = threading.Thread(target=self._keep, name="leases", daemon=True)
                 self._keeper.start()
@@ -48,7 +58,7 @@ class Leases:
             yield
         finally:
             with self._changed:
-                self._held.subtract(copy_ids)
+                self._held.subtract(row_ids)
                 self._held += Counter()
 
     def _keep(self) -> None:
@@ -65,6 +75,6 @@ class Leases:
                 continue
             try:
                 with self._database.write() as session:
-                    rows.renew(session, sorted(due), self.until())
+                    self._renew(session, sorted(due), self.until())
             except DatabaseUnavailable as error:
                 log.warning("leases not renewed", extra={"error": error.message})

@@ -33,6 +33,7 @@ from app.services.fan_out import FanOut
 from app.services.file_objects import copy_facts, file_object, last_expiry, status_of
 from app.services.kept import Kept
 from app.services.leases import Leases
+from app.services.metering import Meter
 from app.services.renewal import Renewal
 from app.services.router import Route, Router, Way
 from app.settings import Settings
@@ -56,6 +57,7 @@ class Storing:
         batch_files: BatchFiles,
         kept: Kept,
         leases: Leases,
+        meter: Meter,
     ) -> None:
         self._settings = settings
         self._database = database
@@ -66,6 +68,7 @@ class Storing:
         self._batch_files = batch_files
         self._kept = kept
         self._leases = leases
+        self._meter = meter
 
     def create(
         self, caller: Caller, upload: Upload, way: Way, file_uuid: str | None = None
@@ -174,6 +177,7 @@ class Storing:
             expires_at=moment + dt.timedelta(seconds=expiry.seconds) if expiry else None,
             copies_expire_at=None,
             is_kept=False,
+            key_id=task.caller.key_id,
             created_at=moment,
             updated_at=moment,
         )
@@ -203,6 +207,7 @@ class Storing:
             for route in routes
         ]
         with self._database.write() as session:
+            self._meter.admit(session, task.caller, upload.size)
             rows.insert(session, file, [copy for copy, _ in planned])
         return file, planned
 

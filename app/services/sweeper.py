@@ -13,6 +13,8 @@ from app.errors import GatewayError
 from app.providers.protocol import Provider
 from app.services.copies import TOMBSTONE_AGE, Copies
 from app.services.kept import Kept
+from app.services.metering import Meter
+from app.services.once import Once
 from app.services.uploads import Uploads
 from app.spool import Spool
 
@@ -35,6 +37,8 @@ class Sweeper:
         uploads: Uploads,
         kept: Kept,
         spool: Spool,
+        meter: Meter,
+        once: Once,
     ) -> None:
         self._database = database
         self._providers = providers
@@ -42,6 +46,8 @@ class Sweeper:
         self._uploads = uploads
         self._kept = kept
         self._spool = spool
+        self._meter = meter
+        self._once = once
 
     def run(self, young_seconds: float = YOUNG_SECONDS) -> None:
         """Make the pass. One step's trouble is logged and is not that of the others."""
@@ -51,6 +57,8 @@ class Sweeper:
             self._uploads.sweep,
             partial(self.kept_contents, young_seconds),
             self._spool.sweep,
+            self._meter.sweep,
+            self._once.sweep,
             *(partial(provider.sweep, young_seconds) for provider in self._providers),
         )
         for step in steps:

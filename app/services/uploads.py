@@ -35,6 +35,7 @@ from app.errors import (
 from app.objects import FileObject
 from app.services.callers import Caller
 from app.services.files import Files
+from app.services.metering import Meter
 from app.services.router import Hints, Router, Selector, Way
 from app.settings import Settings
 from app.transfers import ExpiresAfter, Upload
@@ -97,12 +98,13 @@ class Uploads:
     """Everything that is done with uploads in parts on behalf of a caller."""
 
     def __init__(
-        self, settings: Settings, database: Database, router: Router, files: Files
+        self, settings: Settings, database: Database, router: Router, files: Files, meter: Meter
     ) -> None:
         self._settings = settings
         self._database = database
         self._router = router
         self._files = files
+        self._meter = meter
         self._root = settings.data_dir / "uploads"
 
     def create(self, caller: Caller, announced: Announced, selector: Selector) -> UploadObject:
@@ -126,11 +128,12 @@ class Uploads:
             status="pending",
             part_ids=[],
             file_id=None,
+            key_id=caller.key_id,
             expires_at=moment + LIFETIME,
             created_at=moment,
             updated_at=moment,
         )
-        self._insert(row, moment)
+        self._insert(caller, row, moment)
         return _upload_object(row)
 
     def part_folder(self, caller: Caller, upload_id: str) -> Path:
@@ -258,13 +261,14 @@ class Uploads:
 
     # Rows
 
-    def _insert(self, row: UploadSession, moment: dt.datetime) -> None:
+    def _insert(self, caller: Caller, row: UploadSession, moment: dt.datetime) -> None:
         """Add the row, and clean up a little after those that nobody came back to."""
         with self._database.read() as session:
             forgotten = rows.over_since(session, moment - TOMBSTONE_AGE, _SWEEP_AT_ONCE)
         # Once more before their rows go: a crash may have come between status and removal.
         self._remove(*forgotten)
         with self._database.write() as session:
+            self._meter.admit(session, caller, row.bytes, is_announced=True)
             rows.drop(session, forgotten)
             expired = rows.expire(session, moment, _SWEEP_AT_ONCE)
             rows.insert(session, row)

@@ -4,7 +4,7 @@ import secrets
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal
 
 from sqlalchemy.exc import IntegrityError
 
@@ -24,13 +24,14 @@ from app.services.callers import (
     refuse_reserved,
 )
 from app.services.keys import KeyFields, KeyObject, blank_user, key_object, key_row, new_secret
+from app.services.limits import UNLIMITED, LimitFields, Limits, LimitValues
 
 KEYS_IN_USER_INFO = 100
 
 FilesPolicy = Literal["keep", "transfer", "delete"]
 
 
-class UserFields(TypedDict, total=False):
+class UserFields(LimitFields, total=False):
     """What can be said of a user. A field that is left out is not changed."""
 
     email: str | None
@@ -41,7 +42,7 @@ class UserFields(TypedDict, total=False):
     blocked: bool
 
 
-class UserObject(TypedDict):
+class UserObject(LimitValues):
     """A user as clients see one. Timestamps are ISO 8601."""
 
     user_id: str
@@ -240,6 +241,7 @@ def _master_object() -> UserObject:
         "models": [],
         "metadata": {},
         "blocked": False,
+        **UNLIMITED.as_fields(),
         "created_at": None,
         "updated_at": None,
     }
@@ -254,6 +256,7 @@ def _user_object(user: User) -> UserObject:
         "models": user.models,
         "metadata": user.metadata_,
         "blocked": user.blocked,
+        **Limits.of(user).as_fields(),
         "created_at": user.created_at.isoformat(),
         "updated_at": user.updated_at.isoformat(),
     }

@@ -8,6 +8,7 @@ from sqlalchemy import select, update
 from app.db.tables import File, UploadSession, now
 from app.errors import UpstreamError
 from app.providers.content_store import ContentStore
+from app.services.once import Once
 from app.services.router import Selector
 from app.services.sweeper import Sweeper
 from app.services.uploads import Announced, Uploads
@@ -26,7 +27,9 @@ def gateway(database) -> Gateway:
 
 @pytest.fixture
 def uploads(gateway) -> Uploads:
-    return Uploads(gateway.settings, gateway.database, gateway.router, gateway.files)
+    return Uploads(
+        gateway.settings, gateway.database, gateway.router, gateway.files, gateway.rooms.meter
+    )
 
 
 @pytest.fixture
@@ -38,6 +41,8 @@ def sweeper(gateway, uploads) -> Sweeper:
         uploads=uploads,
         kept=gateway.rooms.kept,
         spool=Spool(gateway.settings.data_dir / "spool"),
+        meter=gateway.rooms.meter,
+        once=Once(gateway.database),
     )
 
 

@@ -70,10 +70,10 @@ def make_house(database, data_dir, **more):
     )
     providers = {d.id: FakeProvider(d) for d in (*deployments, account)}
     router = Router(settings, providers)
-    files = file_services(settings, database, router).files
+    rooms = file_services(settings, database, router)
     return SimpleNamespace(
-        uploads=Uploads(settings, database, router, files),
-        files=files,
+        uploads=Uploads(settings, database, router, rooms.files, rooms.meter),
+        files=rooms.files,
         database=database,
         data_dir=data_dir,
         gpt=providers["d-gpt"],
@@ -258,8 +258,8 @@ def test_a_model_is_checked_before_any_byte(house, selector, caller, error):
 def test_without_any_way_to_go_the_upload_is_refused(database, tmp_path):
     settings = Settings(data_dir=tmp_path)
     router = Router(settings, {})
-    files = file_services(settings, database, router).files
-    uploads = Uploads(settings, database, router, files)
+    rooms = file_services(settings, database, router)
+    uploads = Uploads(settings, database, router, rooms.files, rooms.meter)
     with pytest.raises(RoutingRequired):
         uploads.create(ALICE, Announced("a", "text/plain", "user_data", 1), Selector())
 
