@@ -50,6 +50,7 @@ class Sweeper:
             self.tombstones,
             self._uploads.sweep,
             partial(self.kept_contents, young_seconds),
+            partial(self._kept.sweep, young_seconds),
             self._spool.sweep,
             *(partial(provider.sweep, young_seconds) for provider in self._providers),
         )
