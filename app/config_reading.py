@@ -60,7 +60,8 @@ class Reading:
         except yaml.YAMLError as error:
             # The error itself would show the line, and the line may hold a key.
             raise ConfigError([f"{path}: {_problem(error)}"]) from None
-        except (ValueError, RecursionError):
+        except (ValueError, LookupError, AttributeError, TypeError, RecursionError):
+            # PyYAML's constructors say it each in their own way: `!!int` alone is an IndexError.
             raise ConfigError([f"{path}: holds a value that is not valid YAML"]) from None
         if not isinstance(content, dict):
             raise ConfigError([f"{path}: must be a mapping such as `model_list: [...]`"])
@@ -74,9 +75,9 @@ class Reading:
         own: dict[str, str] = {}
         for name, value in (variables or {}).items():
             if isinstance(value, dict | list):
-                self.mistake(f"{path}.{name}", "must be text")
+                self.mistake(_join(path, name), "must be text")
             elif value is not None:
-                own[str(name)] = str(self._resolved(value, f"{path}.{name}"))
+                own[str(name)] = str(self._resolved(value, _join(path, name)))
         self.environ = own | self.environ
 
     def section(self, schema: type[Section], value: Any, path: str) -> dict[str, Any]:
@@ -189,4 +190,7 @@ def _in_words(schema: type[Section], key: str, messages: Any) -> str:
 
 
 def _join(path: str, key: object) -> str:
-    return f"{path}.{key}" if path else str(key)
+    text = str(key)
+    # An empty key would be no place at all, and one with a line end two mistakes.
+    shown = text if text.strip() and text.isprintable() else repr(text)
+    return f"{path}.{shown}" if path else shown

@@ -182,13 +182,17 @@ class FileServices:
 
 
 def file_services(
-    settings: Settings, database: Database, router: Router, spool: Spool | None = None
+    settings: Settings,
+    database: Database,
+    router: Router,
+    spool: Spool | None = None,
+    leases: Leases | None = None,
 ) -> FileServices:
     """The collaborators that store files, over a router."""
     lookup = Lookup(settings, database, router)
     fan_out = FanOut(settings.fan_out_threads)
     kept = Kept(settings.data_dir)
-    leases = Leases(database, settings.lease_seconds)
+    leases = leases or Leases(database, settings.lease_seconds)
     meter = Meter(database, settings.lease_seconds)
     batch_files = BatchFiles(settings, router)
     copies = Copies(database, router, fan_out, kept)

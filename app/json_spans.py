@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 from json.decoder import scanstring  # type: ignore[attr-defined]  # typeshed leaves it out
 from typing import Any
 
@@ -18,7 +19,15 @@ from app.errors import InvalidRequest
 Path = tuple[str, ...]
 """Keys from the root; "*" is every item of a list, or every value of an object."""
 
+MAX_DEPTH = 100
+"""How many levels of lists and objects a JSON text may have."""
+
 _SPACE = re.compile(r"[ \t\n\r]*")
+
+
+_STEPS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
+"""What a bracket does to the depth, as a signed byte."""
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[{]}"))
 
 
 def _refuse_constant(name: str) -> Any:
@@ -119,6 +128,22 @@ class Document:
         return edits
 
 
+def is_too_deep(body: bytes) -> bool:
+    """Whether a JSON text in UTF-8 has more than MAX_DEPTH levels; no tree is built of it.
+
+    Measured on 10 MB: 6 ms with few brackets, 16 ms for 1,000 messages with parts, 90 ms where
+    there is a backslash every few bytes, 250 ms for nothing but brackets; parsing takes longer.
+    """
+    if body.count(b"[") + body.count(b"{") <= MAX_DEPTH:
+        return False
+    if b"\\" in body:
+        # Pairs first: what is left before a quote escapes it.
+        body = body.replace(b"\\\\", b"").replace(b'\\"', b"")
+    outside = b"".join(body.split(b'"')[::2])
+    steps = memoryview(outside.translate(_STEPS, _NO_BRACKETS)).cast("b")
+    return max(accumulate(steps), default=0) > MAX_DEPTH
+
+
 def parse(body: bytes, paths: Iterable[Path]) -> Document:
     """The document in `body`, with what stands at `paths`.
 
@@ -130,6 +155,8 @@ def parse(body: bytes, paths: Iterable[Path]) -> Document:
         text = body.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InvalidRequest("the request body is not UTF-8", code="invalid_json") from error
+    if is_too_deep(body):
+        raise too_deep("the request body")
     walk = _Walk(text)
     try:
         start = walk.space(0)
@@ -140,11 +167,13 @@ def parse(body: bytes, paths: Iterable[Path]) -> Document:
         raise InvalidRequest(
             "the request body is not a valid JSON object", code="invalid_json"
         ) from error
-    except RecursionError as error:
-        raise InvalidRequest(
-            "the request body is nested too deeply", code="invalid_json"
-        ) from error
     return Document(text, tuple(walk.members), tuple(walk.spans))
+
+
+def too_deep(what: str, *, param: str | None = None, code: str = "invalid_json") -> InvalidRequest:
+    """The refusal of a text that is too deep."""
+    message = f"{what} is nested more than {MAX_DEPTH} levels deep"
+    return InvalidRequest(message, param=param, code=code)
 
 
 _Tree = dict[str | None, Any]

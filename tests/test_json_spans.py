@@ -1,13 +1,14 @@
 """Replacing values in JSON text leaves every other byte as it came."""
 
 import json
+import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from app.errors import InvalidRequest
-from app.json_spans import parse
+from app.json_spans import MAX_DEPTH, is_too_deep, parse
 
 PATHS = [("model",), ("stream",), ("messages", "*", "content", "*", "file", "file_id")]
 
@@ -71,6 +72,66 @@ def test_a_key_is_added(body):
 def test_bad_bodies_are_refused(body):
     with pytest.raises(InvalidRequest):
         parse(body, PATHS)
+
+
+# Depth
+
+
+def nested(levels: int, inner: str = "1") -> str:
+    """An object of so many levels, lists and objects in turn."""
+    opening = "".join('{"a":' if level % 2 == 0 else "[" for level in range(levels))
+    closing = "".join("}" if level % 2 == 0 else "]" for level in reversed(range(levels)))
+    return opening + inner + closing
+
+
+@pytest.mark.parametrize(
+    "inner", ["1", '"[[[{{{"', json.dumps('"[\\"[\\\\'), json.dumps("\\"), '"\\\\\\"[["']
+)
+def test_so_many_levels_and_no_more(inner):
+    assert parse(nested(MAX_DEPTH, inner).encode(), PATHS)
+    with pytest.raises(InvalidRequest, match=f"nested more than {MAX_DEPTH} levels") as refusal:
+        parse(nested(MAX_DEPTH + 1, inner).encode(), PATHS)
+    assert refusal.value.code == "invalid_json"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[" * 500_000, '{"a":' * 500_000, '["' + '\\"' * 500_000, '[["\\' * 200_000, "]" * 500_000],
+)
+def test_what_does_not_end_is_told_in_no_time(text):
+    started = time.monotonic()
+    with pytest.raises(InvalidRequest):
+        parse(text.encode(), PATHS)
+    assert time.monotonic() - started < 1.0
+
+
+def test_many_brackets_side_by_side_are_not_deep():
+    assert not is_too_deep(json.dumps({"x": [[{}]] * 1000, "y": "[" * 1000}).encode())
+
+
+tricky = st.text(st.sampled_from('[]{}"\\/,: nu\n\u00e9')) | st.integers()
+
+
+def depth_of(value) -> int:
+    if isinstance(value, dict | list):
+        inner = value.values() if isinstance(value, dict) else value
+        return 1 + max(map(depth_of, inner), default=0)
+    return 0
+
+
+@given(
+    st.recursive(
+        tricky,
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=2), inner),
+        max_leaves=30,
+    ),
+    st.integers(0, MAX_DEPTH + 2),
+    st.booleans(),
+)
+def test_the_depth_is_that_of_the_tree(value, levels, is_ascii):
+    text = nested(levels, json.dumps(value, ensure_ascii=is_ascii))
+    expected = levels + depth_of(value) > MAX_DEPTH
+    assert is_too_deep(text.encode("utf-8", "surrogatepass")) is expected
 
 
 json_values = st.recursive(

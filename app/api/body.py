@@ -7,6 +7,7 @@ from flask import request
 
 from app.api.context import services
 from app.errors import InvalidRequest, TooLarge
+from app.json_spans import is_too_deep, too_deep
 
 MB = 1024 * 1024
 
@@ -48,9 +49,12 @@ def optional_object() -> dict[str, Any]:
 
 def _parsed(raw: bytes) -> dict[str, Any]:
     try:
-        value = json.loads(raw, parse_constant=_refuse_constant)
-    # A body in no known encoding is a ValueError too; a very deep one ends the parser's stack.
-    except (ValueError, RecursionError) as error:
+        text = raw.decode(json.detect_encoding(raw), "surrogatepass")
+        if is_too_deep(text.encode("utf-8", "surrogatepass")):
+            raise too_deep("the request body")
+        value = json.loads(text, parse_constant=_refuse_constant)
+    # A body in no known encoding is a ValueError too.
+    except ValueError as error:
         raise InvalidRequest("the request body is not valid JSON", code="invalid_json") from error
     if not isinstance(value, dict):
         raise InvalidRequest("the request body must be a JSON object", code="invalid_json")

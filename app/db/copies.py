@@ -4,7 +4,7 @@ import datetime as dt
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, or_, select, update
+from sqlalchemy import ColumnElement, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from app.db.tables import Copy, File, now
@@ -132,7 +132,7 @@ def has_live_twin(session: Session, copy: Copy, file: File, moment: dt.datetime)
             Copy.lease_until > moment,
             File.state == "uploading",
             File.filename == file.filename,
-            File.bytes == file.bytes,
+            func.coalesce(Copy.sent_bytes, File.bytes) == sent_bytes(copy, file),
             File.purpose == file.purpose,
         )
     )
@@ -149,6 +149,11 @@ def linked(session: Session, deployment_id: str, raw_ids: Collection[str]) -> se
 
 def _is_free(moment: dt.datetime) -> ColumnElement[bool]:
     return or_(Copy.lease_until.is_(None), Copy.lease_until <= moment)
+
+
+def sent_bytes(copy: Copy, file: File) -> int:
+    """How many bytes a copy's upstream was sent, for all that is known."""
+    return file.bytes if copy.sent_bytes is None else copy.sent_bytes
 
 
 def _same(raw: str | None) -> ColumnElement[bool]:

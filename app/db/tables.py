@@ -20,7 +20,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-HEAD = "0006"
+HEAD = "0007"
 """The newest migration; a test holds it against the migrations folder."""
 
 
@@ -181,7 +181,8 @@ class Copy(Base):
     on it), ready, missing (no copy there), expired, or deleting. `deployment_file_id` is what the
     upstream calls it, committed as soon as it is known; `first_file_id` what it called the copy
     whose id was handed out, once a renewal has put another in its place. `upload_key` names the
-    latest attempt to store it, `upstream_model` the provider's model that it is for.
+    latest attempt to store it, `upstream_model` the provider's model that it is for, `sent_bytes`
+    how many bytes were sent, which of a batch file are others than the owner's.
     `next_look_at` is when something is to be done about it, None when nothing is; whoever does it
     holds `lease_until`.
     """
@@ -205,6 +206,7 @@ class Copy(Base):
     first_file_id: Mapped[str | None] = mapped_column(Text)
     upstream_model: Mapped[str | None] = mapped_column(String(255))
     upload_key: Mapped[str | None] = mapped_column(String(32))
+    sent_bytes: Mapped[int | None] = mapped_column(BigInteger)
     state: Mapped[str] = mapped_column(String(16))
     attempts: Mapped[int]
     last_error: Mapped[str | None] = mapped_column(Text)

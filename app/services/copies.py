@@ -108,7 +108,7 @@ class Copies:
             key=copy.upload_key or "",
             filename=file.filename,
             purpose=file.purpose,
-            size=file.bytes,
+            size=work_rows.sent_bytes(copy, file),
             begun_at=int(file.created_at.timestamp()),
             ended_by=int(copy.updated_at.timestamp()),
         )

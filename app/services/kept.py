@@ -84,6 +84,10 @@ class Kept:
         """Let the content go. One that is gone is no error."""
         self._store.drop(self._path(file_uuid), sha256)
 
+    def sweep(self, max_age_seconds: float) -> None:
+        """Remove what no entry has any more: contents of dropped ones, and half-written files."""
+        self._store.sweep(max_age_seconds)
+
     def entries(self) -> Iterator[tuple[str, float]]:
         """The row ids of what is kept, and when each was put there, in Unix seconds."""
         for path in self._paths():

@@ -154,6 +154,7 @@ class Renewal:
                 self._upload(held, copy, route) as upload,
                 self._router.counted(copy.deployment_id),
             ):
+                self._note_size(copy, upload.size)
                 stored = route.provider.upload(replace(upload, key=key))
         faults.point("renewal stored upstream")
         facts = copy_facts(stored)
@@ -181,6 +182,14 @@ class Renewal:
         faults.point("renewal recorded")
         log.info("renewed", extra={"file": file.id, "deployment": copy.deployment_id})
         return copy
+
+    def _note_size(self, copy: Copy, size: int) -> None:
+        """Note how many bytes will be sent: by them the copy is found should the answer be lost."""
+        if copy.sent_bytes == size:
+            return
+        with self._database.write() as session:
+            rows.record_copy(session, copy.id, sent_bytes=size)
+        copy.sent_bytes = size
 
     def _failed(self, copy: Copy, error: GatewayError) -> None:
         log.warning(

@@ -192,6 +192,7 @@ class Storing:
                     deployment_file_id=None,
                     upstream_model=task.rendition(route).model or route.upstream_model or None,
                     upload_key=secrets.token_hex(16),
+                    sent_bytes=task.rendition(route).size,
                     first_file_id=None,
                     state="intended",
                     attempts=1,

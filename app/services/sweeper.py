@@ -56,6 +56,7 @@ class Sweeper:
             self.tombstones,
             self._uploads.sweep,
             partial(self.kept_contents, young_seconds),
+            partial(self._kept.sweep, young_seconds),
             self._spool.sweep,
             self._meter.sweep,
             self._once.sweep,

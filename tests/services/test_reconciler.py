@@ -188,6 +188,33 @@ def test_a_copy_whose_answer_was_lost_is_found_and_removed(gateway, alice):
     assert rows(gateway) == ([], [])
 
 
+ROW = (
+    b'{"custom_id": "1", "method": "POST", "url": "/v1/embeddings", '
+    b'"body": {"model": "a", "input": "x"}}\n'
+)
+
+
+def test_a_lost_batch_file_is_found_by_the_size_that_it_was_sent_with(gateway, alice):
+    # Its rows say "gpt-4o-2026" there, so it is longer than what the owner sent.
+    gateway.fakes["a-1"].fail_next(LOST, method="upload", after_doing=True)
+    gateway.fakes["a-2"].fail_next(LOST, method="upload")
+    with pytest.raises(UpstreamTimeout):
+        gateway.upload(alice, ROW, names=("a",), purpose="batch")
+    assert [len(content) > len(ROW) for content in stored(gateway)["a-1"]] == [True]
+    work(gateway, 5)
+    assert stored(gateway) == NOTHING
+    assert rows(gateway) == ([], [])
+
+
+def test_a_lost_copy_of_a_batch_file_that_was_sent_again_is_found_by_its_size(gateway, alice):
+    gateway.fakes["a-2"].fail_next(BROKEN, method="upload")
+    gateway.fakes["a-2"].fail_next(LOST, method="upload", after_doing=True)
+    gateway.upload(alice, ROW, names=("a",), purpose="batch")
+    work(gateway, 5)
+    assert [len(stored(gateway)[name]) for name in ("a-1", "a-2")] == [1, 1]
+    assert due(gateway) == 0
+
+
 def test_a_twin_that_somebody_has_is_not_taken_for_a_lost_copy(gateway, alice):
     first = gateway.upload(alice, CONTENT)
     gateway.fakes["b-1"].fail_next(LOST, method="upload")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from app.errors import InvalidRequest
-from app.json_spans import Document, Path, Span, parse
+from app.json_spans import Document, Path, Span, is_too_deep, parse, too_deep
 
 BOM = b"\xef\xbb\xbf"
 _BODY = ("body",)
@@ -111,6 +111,8 @@ def rows(found: Iterable[bytes]) -> Iterator[Row]:
         try:
             document = parse(body, _PATHS)
         except InvalidRequest as error:
+            if is_too_deep(body):
+                raise _too_deep(number) from error
             what = error.message if error.param else "is not a JSON object"
             raise InvalidRequest(
                 f"line {number}: {what}", param="file", code="invalid_json_line"
@@ -119,14 +121,23 @@ def rows(found: Iterable[bytes]) -> Iterator[Row]:
 
 
 def readable(found: Iterable[bytes]) -> Iterator[Row | bytes]:
-    """The rows of a file that nobody has checked: a line that is no row comes as it is."""
+    """The rows of a file that nobody has checked: a line that is no row comes as it is.
+
+    Raises InvalidRequest naming the line that is nested too deeply to be read.
+    """
     for number, line in enumerate(found, start=1):
         text = line.removeprefix(BOM) if number == 1 else line
         body = text.rstrip(b"\r\n")
         try:
             yield Row(number, parse(body, _PATHS), text[len(body) :])
-        except InvalidRequest:
+        except InvalidRequest as error:
+            if is_too_deep(body):
+                raise _too_deep(number) from error
             yield text
+
+
+def _too_deep(number: int) -> InvalidRequest:
+    return too_deep(f"line {number}:", param="file", code="invalid_json_line")
 
 
 def models_of(line: bytes) -> list[object]:

@@ -254,6 +254,18 @@ def test_a_line_too_deep_to_tell_its_model_is_refused():
         jsonl.models_of(b'{"body":' * 100_000)
 
 
+@pytest.mark.parametrize("how", [rewritten, leniently])
+def test_a_deep_row_is_named_with_the_limit(how):
+    def row(levels: int) -> bytes:
+        return ROW[:-1] + b', "x": ' + b"[" * (levels - 1) + b"]" * (levels - 1) + b"}\n"
+
+    assert how(ROW + b"\n" + row(100))
+    with pytest.raises(InvalidRequest) as refusal:
+        how(ROW + b"\n" + row(101))
+    assert refusal.value.message == "line 2: is nested more than 100 levels deep"
+    assert (refusal.value.param, refusal.value.code) == ("file", "invalid_json_line")
+
+
 # Whatever a row holds, the rewrite changes two values and nothing else.
 
 values = st.recursive(
