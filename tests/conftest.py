@@ -25,6 +25,7 @@ from app.services.router import Hints, Router, Selector, Way
 from app.settings import Deployment, Settings
 from tests.builders import make_deployment, make_place, make_upload
 from tests.fakes import FakeProvider
+from tests.tables import make_tables
 
 
 def postgres_url() -> str:
@@ -73,7 +74,7 @@ def postgres(migrated_postgres: Database) -> Database:
 @contextmanager
 def _sqlite(url: str) -> Iterator[Database]:
     database = connect(url)
-    Base.metadata.create_all(database.engine)
+    make_tables(database)
     yield database
     database.engine.dispose()
 

@@ -13,7 +13,7 @@ import pytest
 from app import ids
 from app.api.auth import OPEN_ROUTES
 from app.db.engine import connect
-from app.db.tables import Base, now
+from app.db.tables import now
 from app.factory import create_app
 from app.providers.protocol import Operation
 from app.services.access import Access
@@ -22,6 +22,7 @@ from app.settings import Settings
 from tests.access_builders import MASTER_KEY
 from tests.api.conftest import ACCOUNTS, DEPLOYMENTS, Gateway, Person, multipart
 from tests.fakes import FakeProvider
+from tests.tables import make_tables
 
 # Roles in the order of the columns below. "own": the caller's thing, else it is somebody else's.
 ROLES = ("own", "foreign", "viewer own", "admin viewer", "admin", "no user")
@@ -184,7 +185,7 @@ class FakeAccount(FakeProvider):
 @pytest.fixture(scope="module")
 def gateway(tmp_path_factory):
     database = connect("sqlite://")
-    Base.metadata.create_all(database.engine)
+    make_tables(database)
     fakes: dict[str, FakeProvider] = {d.id: FakeAccount(d) for d in (*DEPLOYMENTS, *ACCOUNTS)}
     settings = Settings(
         deployments=DEPLOYMENTS,
