@@ -237,6 +237,8 @@ def _environment(extra: Mapping[str, str] | None) -> dict[str, str]:
         and name != "DATABASE_URL"
         and not name.lower().endswith("_proxy")
         and not name.startswith("PYTEST_")
+        # Or each of some hundred processes compiles all modules anew, a third of its start.
+        and name != "PYTHONDONTWRITEBYTECODE"
     }
     return {**env, "PYTHONUNBUFFERED": "1", **(extra or {})}
 
