@@ -593,6 +593,8 @@ class Gateway(Server):
         return dict(response.json())
 
     def stop(self, timeout: float = 30.0) -> int:
+        # The server would wait two seconds for each idle connection of theirs.
+        self.close_clients()
         if self.worker is not None:
             self.worker.stop(timeout)
             self.worker = None
