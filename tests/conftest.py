@@ -27,6 +27,8 @@ from tests.builders import make_deployment, make_place, make_upload
 from tests.fakes import FakeProvider
 from tests.tables import make_tables
 
+END_TO_END = Path(__file__).parent / "e2e"
+
 
 def postgres_url() -> str:
     """The test server. Skips without one, and fails where nothing may be skipped."""
@@ -253,6 +255,21 @@ def raw_in(file_id: str) -> str:
 
 
 NO_HINTS = Hints()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Several processes take the files in our order, not those with the most tests first.
+
+    The longest files have few tests: one of them alone would be left for the end.
+    """
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With several processes, what waits for processes of its own comes first."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: END_TO_END not in item.path.parents)
 
 
 @pytest.hookimpl(wrapper=True)
