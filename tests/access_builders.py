@@ -21,6 +21,7 @@ from app.services.access import Access
 from app.services.callers import Caller, Role, operator
 from app.services.keys import KeyFields
 from app.services.users import UserFields
+from tests.tables import make_tables
 
 MASTER_KEY = "sk-master-of-the-tests"
 BACKENDS = ("sqlite", "postgresql")
@@ -31,7 +32,7 @@ def scratch_database(backend: str) -> Iterator[Database]:
     """An empty database: SQLite in memory, or a schema of its own on the test server."""
     if backend == "sqlite":
         database = connect("sqlite://")
-        Base.metadata.create_all(database.engine)
+        make_tables(database)
         yield database
         database.engine.dispose()
         return

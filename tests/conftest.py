@@ -25,6 +25,9 @@ from app.services.router import Hints, Router, Selector, Way
 from app.settings import Deployment, Settings
 from tests.builders import make_deployment, make_place, make_upload
 from tests.fakes import FakeProvider
+from tests.tables import make_tables
+
+END_TO_END = Path(__file__).parent / "e2e"
 
 
 def postgres_url() -> str:
@@ -73,7 +76,7 @@ def postgres(migrated_postgres: Database) -> Database:
 @contextmanager
 def _sqlite(url: str) -> Iterator[Database]:
     database = connect(url)
-    Base.metadata.create_all(database.engine)
+    make_tables(database)
     yield database
     database.engine.dispose()
 
@@ -252,6 +255,21 @@ def raw_in(file_id: str) -> str:
 
 
 NO_HINTS = Hints()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Several processes take the files in our order, not those with the most tests first.
+
+    The longest files have few tests: one of them alone would be left for the end.
+    """
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With several processes, what waits for processes of its own comes first."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: END_TO_END not in item.path.parents)
 
 
 @pytest.hookimpl(wrapper=True)

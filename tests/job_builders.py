@@ -176,7 +176,6 @@ def make_job_gateway(
     tuning: Sequence[Deployment] = (),
     *,
     fakes: Mapping[str, type[FakeProvider]] | None = None,
-    lease_seconds: float = 20.0,
     **more: Any,
 ) -> JobGateway:
     """A gateway with these deployments; `fakes` names other classes by deployment id."""
@@ -196,7 +195,7 @@ def make_job_gateway(
     jobs = Jobs(settings, database, router, rooms.lookup, rooms.renewal)
     batches = Batches(database, router, jobs)
     fine_tuning = FineTuning(settings, database, router, jobs, tuned)
-    upkeep = Upkeep(settings, database, jobs, batches, fine_tuning, lease_seconds=lease_seconds)
+    upkeep = Upkeep(settings, database, jobs, batches, fine_tuning)
     access = Access(database, MASTER_KEY, on_files_deleted=files.finish_deletes)
     lists = FileLists(database, router)
     return JobGateway(

@@ -1,20 +1,79 @@
-"""The `manifold` command; one module for each group of its commands."""
+"""The `manifold` command; one module for each group of its commands.
+
+A module is imported when one of its commands is asked for: nobody waits for what the others need.
+"""
+
+# ruff: noqa: PLC0415
+from collections.abc import Callable, Mapping
 
 import click
 
 import app
-from app.cli.audit import audit
-from app.cli.backups import backup, restore
-from app.cli.database import db
-from app.cli.master_key import master_key
-from app.cli.running import serve, worker
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def _serve() -> click.Command:
+    from app.cli.running import serve
+
+    return serve
+
+
+def _worker() -> click.Command:
+    from app.cli.running import worker
+
+    return worker
+
+
+def _db() -> click.Command:
+    from app.cli.database import db
+
+    return db
+
+
+def _backup() -> click.Command:
+    from app.cli.backups import backup
+
+    return backup
+
+
+def _restore() -> click.Command:
+    from app.cli.backups import restore
+
+    return restore
+
+
+def _audit() -> click.Command:
+    from app.cli.audit import audit
+
+    return audit
+
+
+def _master_key() -> click.Command:
+    from app.cli.master_key import master_key
+
+    return master_key
+
+
+_COMMANDS: Mapping[str, Callable[[], click.Command]] = {
+    "serve": _serve,
+    "worker": _worker,
+    "db": _db,
+    "backup": _backup,
+    "restore": _restore,
+    "audit": _audit,
+    "master-key": _master_key,
+}
+
+
+class _Commands(click.Group):
+    def list_commands(self, _ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, _ctx: click.Context, name: str) -> click.Command | None:
+        command = _COMMANDS.get(name)
+        return command() if command else None
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(app.__version__, prog_name="manifold")
 def main() -> None:
     """Manifold: a gateway that speaks the OpenAI API, with one file id for every provider."""
-
-
-for _command in (serve, worker, db, backup, restore, audit, master_key):
-    main.add_command(_command)

@@ -8,9 +8,7 @@ import click
 
 import app
 from app import start, supervisor
-from app import worker as background
 from app.cli import options
-from app.factory import build
 
 _HOME = Path(app.__file__).parent.parent
 
@@ -78,6 +76,10 @@ def worker(*, config: str, threads: int) -> None:
 
     `manifold serve` runs one of these beside the server. Several may run, on several machines too.
     """
+    # `serve`, which starts two processes and watches them, needs none of the application.
+    from app import worker as background  # noqa: PLC0415
+    from app.factory import build  # noqa: PLC0415
+
     settings = start.prepare(config, os.environ)
     supervisor.end_with_parent()
     services = build(settings)

@@ -22,7 +22,6 @@ from app.settings import Settings
 
 log = logging.getLogger("manifold.worker")
 
-LEASE_SECONDS = 20
 AT_ONCE = 100
 _INTENT_LOOKS = 6
 """How often an upstream is asked for a job whose answer was lost before it counts as not begun."""
@@ -40,15 +39,13 @@ class Upkeep:
         jobs: Jobs,
         batches: Batches,
         fine_tuning: FineTuning,
-        *,
-        lease_seconds: float = LEASE_SECONDS,
     ) -> None:
         self._settings = settings
         self._database = database
         self._jobs = jobs
         self._batches = batches
         self._fine_tuning = fine_tuning
-        self._lease = dt.timedelta(seconds=lease_seconds)
+        self._lease = dt.timedelta(seconds=settings.lease_seconds)
 
     def due(self) -> list[str]:
         """The row ids of jobs that somebody should look at now, 100 at most."""

@@ -10,7 +10,6 @@ from flask import Flask
 from flask.testing import FlaskClient
 
 from app.db.engine import Database, connect
-from app.db.tables import Base
 from app.factory import create_app
 from app.services.access import Access
 from app.services.callers import Role
@@ -18,6 +17,7 @@ from app.settings import Deployment, Settings
 from tests.access_builders import MASTER_KEY, issue
 from tests.builders import make_deployment
 from tests.fakes import FakeProvider
+from tests.tables import make_tables
 
 DEPLOYMENTS = (
     make_deployment("a-1", model_name="a", upstream_model="up-a"),
@@ -127,7 +127,7 @@ def make_gateway(
 @pytest.fixture
 def api_database() -> Iterator[Database]:
     database = connect("sqlite://")
-    Base.metadata.create_all(database.engine)
+    make_tables(database)
     yield database
     database.engine.dispose()
 
@@ -141,7 +141,7 @@ def gateway(tmp_path: Path, api_database: Database) -> Gateway:
 def still(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     """A gateway for all tests of a module that change nothing; making one takes its time."""
     database = connect("sqlite://")
-    Base.metadata.create_all(database.engine)
+    make_tables(database)
     gateway = make_gateway(tmp_path_factory.mktemp("still"), database)
     yield gateway
     assert gateway.calls() == 0

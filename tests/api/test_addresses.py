@@ -10,7 +10,6 @@ import responses
 
 from app.api.target import FORBIDDEN
 from app.db.engine import connect
-from app.db.tables import Base
 from app.factory import create_app
 from app.services.access import Access
 from app.settings import Settings
@@ -18,6 +17,7 @@ from tests.access_builders import MASTER_KEY
 from tests.api.conftest import Gateway, Person
 from tests.api.test_roles import ROUTES, normalised
 from tests.builders import make_deployment
+from tests.tables import make_tables
 
 EVIL = "https://evil.test/v1"
 SECRET = "sk-upstream-secret"
@@ -41,7 +41,7 @@ NO_UPSTREAM = {
 def gateway(tmp_path_factory):
     """The app over real providers; whoever answers for them says that it knows nothing."""
     database = connect("sqlite://")
-    Base.metadata.create_all(database.engine)
+    make_tables(database)
     account = {"api_base": f"https://{HOST}/v1", "api_key": SECRET}
     settings = Settings(
         deployments=(

@@ -5,7 +5,6 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from app.db.engine import connect
-from app.db.tables import Base
 from app.services.access import Access
 from tests.access_builders import (
     MASTER_KEY,
@@ -15,6 +14,7 @@ from tests.access_builders import (
     make_app,
     statements,
 )
+from tests.tables import make_tables
 
 
 @pytest.fixture
@@ -143,7 +143,7 @@ def test_an_alias_is_unique_for_its_owner(root):
 
 def test_twenty_calls_at_once_make_one_alias_and_one_user(tmp_path):
     database = connect(f"sqlite:///{tmp_path / 'manifold.db'}")
-    Base.metadata.create_all(database.engine)
+    make_tables(database)
     app = make_app(database)
 
     def call(number):

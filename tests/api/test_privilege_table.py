@@ -17,6 +17,7 @@ from app.db.tables import AuditEntry, Base, now
 from app.services.callers import Role
 from tests.access_builders import issue
 from tests.api.conftest import Gateway, Person, make_gateway
+from tests.tables import make_tables
 
 BODIES = {
     "/user/new": schemas.NewUser,
@@ -97,7 +98,7 @@ class People:
 @pytest.fixture(scope="module")
 def people(tmp_path_factory: pytest.TempPathFactory):
     database: Database = connect("sqlite://")
-    Base.metadata.create_all(database.engine)
+    make_tables(database)
     made = People(make_gateway(tmp_path_factory.mktemp("privileges"), database))
     access = made.gateway.access
     soon = now() + dt.timedelta(days=1)

@@ -13,7 +13,7 @@ from werkzeug.serving import make_server
 
 from app import ids
 from app.db.engine import connect
-from app.db.tables import Base, UploadSession, now
+from app.db.tables import UploadSession, now
 from app.factory import create_app
 from app.services.access import Access
 from app.services.callers import Role
@@ -21,6 +21,7 @@ from app.services.uploads import PART_BYTES
 from app.settings import Settings
 from tests.access_builders import MASTER_KEY, issue
 from tests.builders import make_deployment
+from tests.tables import make_tables
 
 MB = 1024 * 1024
 PREFIXES = ("", "/v1", "/openai")
@@ -29,7 +30,7 @@ PREFIXES = ("", "/v1", "/openai")
 @pytest.fixture
 def database(tmp_path):
     database = connect(f"sqlite:///{tmp_path / 'manifold.db'}")
-    Base.metadata.create_all(database.engine)
+    make_tables(database)
     yield database
     database.engine.dispose()
 

@@ -5,7 +5,6 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from app.db.engine import connect
-from app.db.tables import Base
 from app.services.access import Access
 from app.services.callers import operator
 from tests.access_builders import (
@@ -16,6 +15,7 @@ from tests.access_builders import (
     make_app,
     sign_in,
 )
+from tests.tables import make_tables
 
 
 @pytest.fixture
@@ -196,7 +196,7 @@ def test_an_existing_user_is_a_conflict_and_gets_no_key(root, database):
 @pytest.mark.parametrize("body", [{"user_id": "same"}, {"user_email": "same@example.org"}])
 def test_twenty_calls_at_once_make_one_user(tmp_path, body):
     database = connect(f"sqlite:///{tmp_path / 'manifold.db'}")
-    Base.metadata.create_all(database.engine)
+    make_tables(database)
     app = make_app(database)
 
     def call(_):

@@ -14,6 +14,7 @@ from app.db.engine import Database, connect
 from app.db.tables import Base, User
 from app.errors import DatabaseUnavailable
 from tests.row_builders import fresh, row_of
+from tests.tables import make_tables
 
 USERS = Base.metadata.tables["users"]
 
@@ -21,7 +22,7 @@ USERS = Base.metadata.tables["users"]
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     database = connect(f"sqlite:///{tmp_path / 'manifold.db'}")
-    Base.metadata.create_all(database.engine)
+    make_tables(database)
     database.engine.dispose()
     return tmp_path / "manifold.db"
 

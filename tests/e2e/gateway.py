@@ -32,7 +32,7 @@ RUNNING: "list[Server]" = []
 """Every process that is up; the hook in conftest.py shows their logs when a test fails."""
 
 
-def wait_until(condition: Callable[[], T], timeout: float = 5.0, pause: float = 0.02) -> T:
+def wait_until(condition: Callable[[], T], timeout: float = 20.0, pause: float = 0.02) -> T:
     """The first true answer of `condition`; AssertionError when there is none in time."""
     end = time.monotonic() + timeout
     while not (answer := condition()):
@@ -237,6 +237,8 @@ def _environment(extra: Mapping[str, str] | None) -> dict[str, str]:
         and name != "DATABASE_URL"
         and not name.lower().endswith("_proxy")
         and not name.startswith("PYTEST_")
+        # Or each of some hundred processes compiles all modules anew, a third of its start.
+        and name != "PYTHONDONTWRITEBYTECODE"
     }
     return {**env, "PYTHONUNBUFFERED": "1", **(extra or {})}
 
@@ -388,7 +390,7 @@ class Upstream(Server):
                 _environment({"FAKE_UPSTREAM_DIR": str(files)}),
                 listening,
             )
-        self._wait_ready("/_control/accounts", 20)
+        self._wait_ready("/_control/accounts", 60)
 
     def control(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
         """One call of the control API; AssertionError when it finds a mistake."""
@@ -471,7 +473,7 @@ class Upstream(Server):
         """Forget requests, faults, files, batches and jobs; accounts too, if wanted."""
         self.control("POST", "/reset", {"accounts": accounts})
 
-    def wait_for_requests(self, number: int, timeout: float = 5.0, **which: Any) -> list[Seen]:
+    def wait_for_requests(self, number: int, timeout: float = 20.0, **which: Any) -> list[Seen]:
         """At least so many requests, once they have arrived."""
 
         def arrived() -> list[Seen]:
@@ -503,7 +505,7 @@ class Gateway(Server):
         arguments: Sequence[str] = (),
         worker: bool = False,
         name: str = "gateway",
-        ready_timeout: float = 20.0,
+        ready_timeout: float = 60.0,
     ) -> None:
         super().__init__(name, tmp_path)
         self.master_key = MASTER_KEY
@@ -591,6 +593,8 @@ class Gateway(Server):
         return dict(response.json())
 
     def stop(self, timeout: float = 30.0) -> int:
+        # The server would wait two seconds for each idle connection of theirs.
+        self.close_clients()
         if self.worker is not None:
             self.worker.stop(timeout)
             self.worker = None

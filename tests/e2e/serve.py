@@ -32,7 +32,7 @@ def plain_environment() -> dict[str, str]:
 class Served(Server):
     """A gateway by a shell's command that ends in `manifold serve`; up when it is entered."""
 
-    def __init__(self, command: str, directory: Path, *, ready_timeout: float = 20.0) -> None:
+    def __init__(self, command: str, directory: Path, *, ready_timeout: float = 60.0) -> None:
         super().__init__("served", directory)
         self._directory = directory
         self._ready_timeout = ready_timeout

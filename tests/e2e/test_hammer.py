@@ -1,6 +1,6 @@
 """Four processes hammer one SQLite file: nothing is locked, lost, doubled or left over.
 
-MANIFOLD_HAMMER_SECONDS says for how long (60 by default).
+MANIFOLD_HAMMER_SECONDS says for how long (15 by default).
 """
 
 import os
@@ -19,7 +19,7 @@ from tests.e2e.conftest import StartGateway
 from tests.e2e.gateway import Gateway, Upstream, model
 from tests.e2e.inside import local_files, rows, spooled
 
-SECONDS = float(os.environ.get("MANIFOLD_HAMMER_SECONDS", "60"))
+SECONDS = float(os.environ.get("MANIFOLD_HAMMER_SECONDS", "15"))
 USERS = 4
 CLIENTS_PER_USER = 6
 FILES_AT_ONCE = 40

@@ -74,18 +74,33 @@ class Connections:
 
 @dataclass
 class Load:
-    """Clients that use keys all the time, and what they were answered since when."""
+    """Clients that use keys all the time, and what they were answered since when.
+
+    They rest while nobody is `using` them: they would cost the other tests their time.
+    """
 
     gateway: Gateway
     keys: list[str] = field(default_factory=list)
     answers: list[tuple[float, str, int]] = field(default_factory=list)
+    at_work: threading.Event = field(default_factory=threading.Event)
     over: threading.Event = field(default_factory=threading.Event)
+
+    @contextlib.contextmanager
+    def using(self, key: str) -> Iterator[None]:
+        self.keys.append(key)
+        self.at_work.set()
+        try:
+            yield
+        finally:
+            self.at_work.clear()
 
     def run(self) -> None:
         session = requests.Session()
         session.trust_env = False
         n = 0
         while not self.over.is_set():
+            if not self.at_work.wait(0.1):
+                continue
             n += 1
             for key in self.keys[-3:]:
                 begun = time.monotonic()
@@ -186,20 +201,20 @@ def test_a_key_that_is_taken_away_is_refused_by_every_worker(
     gateway, workers, load = setting.gateway, setting.workers, setting.load
     made = gateway.new_user()
     key = made["key"]
-    load.keys.append(key)
-    assert workers.statuses(key) == [200] * WORKERS
-    wait_until(lambda: load.since(0, key)[200] > 20)
+    with load.using(key):
+        assert workers.statuses(key) == [200] * WORKERS
+        wait_until(lambda: load.since(0, key)[200] > 20, 30)
 
-    take_away(gateway, made)
-    moment = time.monotonic()
+        take_away(gateway, made)
+        moment = time.monotonic()
 
-    for response in workers.ask(key):
-        assert response.status_code == 401
-        error = response.json()["error"]
-        assert (error["type"], error["code"]) == ("authentication_error", "invalid_api_key")
-        assert key not in response.text
-    # Never resurrected, whatever was under way at that moment.
-    wait_until(lambda: load.since(moment, key)[401] > 100)
+        for response in workers.ask(key):
+            assert response.status_code == 401
+            error = response.json()["error"]
+            assert (error["type"], error["code"]) == ("authentication_error", "invalid_api_key")
+            assert key not in response.text
+        # Never resurrected, whatever was under way at that moment.
+        wait_until(lambda: load.since(moment, key)[401] > 100, 30)
     assert set(load.since(moment, key)) == {401}
     assert workers.statuses(key) == [401] * WORKERS
     assert workers.statuses(gateway.master_key) == [200] * WORKERS
@@ -343,11 +358,8 @@ def test_a_database_that_goes_while_a_copy_is_made_leaves_no_copy_unknown(
     assert gateway.api("GET", "/v1/files").json()["data"] == []
 
 
-def test_a_sqlite_file_that_somebody_locks_can_be_read_and_is_503_to_writers(
-    start_gateway: StartGateway,
-):
-    gateway = start_gateway(CONFIG, workers=WORKERS, threads=8)
-    workers = Connections(gateway)
+def test_a_sqlite_file_that_somebody_locks_can_be_read_and_is_503_to_writers(setting: Setting):
+    gateway, workers = setting.gateway, setting.workers
     made = gateway.new_user()
     other = sqlite3.connect(gateway.data_dir / "manifold.db", isolation_level=None)
     with contextlib.closing(other):
@@ -362,4 +374,3 @@ def test_a_sqlite_file_that_somebody_locks_can_be_read_and_is_503_to_writers(
 
     post(gateway, "/key/block", key=made["key"])
     assert workers.statuses(made["key"]) == [401] * WORKERS
-    workers.close()

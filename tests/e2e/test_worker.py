@@ -3,7 +3,6 @@
 import itertools
 import os
 import subprocess
-import time
 import uuid
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -48,10 +47,10 @@ def one_at_a_time(gateway: Gateway, account: Account) -> None:
             account.fail(method="GET", path_prefix=f"{BATCHES}/", delay_s=0.5)
             raws = [batch["id"] for batch in account.batches()[-3:]]
             with workers(gateway, 3):
-                time.sleep(7.5)
+                wait_until(lambda: all(len(looks(account, raw)) >= 3 for raw in raws), 60)
         for raw in raws:
             seen = looks(account, raw)
-            assert len(seen) >= 2
+            assert len(seen) >= 3
             for first, second in itertools.pairwise(seen):
                 assert first.m_end is not None
                 assert second.m_start - first.m_end >= 0.9

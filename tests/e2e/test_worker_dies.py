@@ -10,7 +10,8 @@ from tests.e2e.gateway import Account, Upstream, wait_until
 from tests.e2e.upstream_jobs import by_custom_id, custom_ids, rows
 
 WITHIN = 30.0
-"""Seconds after which another worker has taken over."""
+"""Seconds after which another worker has taken over, at the latest."""
+LEASE_S = 4
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +20,7 @@ def account(upstream: Upstream) -> Account:
 
 
 def test_another_worker_takes_over_from_one_that_dies(account, upstream, start_gateway):
-    gateway = start_gateway(one_account(account), workers=1)
+    gateway = start_gateway(one_account(account, lease_seconds=LEASE_S), workers=1)
     with closing(gateway.client(gateway.new_user()["key"])) as client:
         file_id = upload(client, rows(3, "a"), target_model_names="a")
         with account.changed(batch_stay="in_progress"):
@@ -50,14 +51,14 @@ def test_another_worker_takes_over_from_one_that_dies(account, upstream, start_g
 
 
 def test_a_look_that_takes_long_is_still_the_only_one(account, start_gateway):
-    """Longer than any lease: who is at work is not taken for dead."""
-    gateway = start_gateway(one_account(account), workers=1)
+    """Longer than its lease: who is at work is not taken for dead."""
+    gateway = start_gateway(one_account(account, lease_seconds=LEASE_S), workers=1)
     with closing(gateway.client(gateway.new_user()["key"])) as client:
         file_id = upload(client, rows(1, "a"), target_model_names="a")
         with account.changed(batch_stay="in_progress"):
             start(client, file_id)
         raw = account.batches()[-1]["id"]
-        account.fail(method="GET", path_prefix=f"{BATCHES}/", times=1, delay_s=27)
+        account.fail(method="GET", path_prefix=f"{BATCHES}/", times=1, delay_s=LEASE_S + 3)
         with workers(gateway, 2):
             wait_until(lambda: [b.status for b in client.batches.list()] == ["completed"], 40)
         first, *rest = looks(account, raw)

@@ -4,7 +4,6 @@ import contextlib
 import datetime as dt
 import json
 import re
-import signal
 import socket
 import subprocess
 import sys
@@ -37,36 +36,34 @@ KEY = "0123456789abcdef0123456789abcdef"
 @pytest.fixture(scope="module")
 def emulator(tmp_path_factory) -> Iterator[str]:
     """The address of a storage emulator with one bucket, as a process of its own."""
-    log = (tmp_path_factory.mktemp("emulator") / "log").open("wb")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    command = Path(sys.executable).with_name("gcp-storage-emulator")
-    process = subprocess.Popen(
-        [
-            str(command),
-            "start",
-            "--host=127.0.0.1",
-            f"--port={port}",
-            "--in-memory",
-            f"--default-bucket={BUCKET}",
-        ],
-        stdout=log,
-        stderr=log,
-    )
+    command = [
+        str(Path(sys.executable).with_name("gcp-storage-emulator")),
+        "start",
+        "--host=127.0.0.1",
+        f"--port={port}",
+        "--in-memory",
+        f"--default-bucket={BUCKET}",
+    ]
     address = f"http://127.0.0.1:{port}"
-    end = time.monotonic() + 20
-    while True:
+    with (
+        (tmp_path_factory.mktemp("emulator") / "log").open("wb") as log,
+        subprocess.Popen(command, stdout=log, stderr=log) as process,
+    ):
         try:
-            if requests.get(f"{address}/storage/v1/b/{BUCKET}", timeout=5).ok:
-                break
-        except requests.ConnectionError:
-            pass
-        assert process.poll() is None and time.monotonic() < end, "the emulator did not start"
-        time.sleep(0.05)
-    yield address
-    process.send_signal(signal.SIGINT)
-    process.wait(10)
-    log.close()
+            end = time.monotonic() + 60
+            while True:
+                with contextlib.suppress(requests.ConnectionError):
+                    if requests.get(f"{address}/storage/v1/b/{BUCKET}", timeout=5).ok:
+                        break
+                is_up = process.poll() is None and time.monotonic() < end
+                assert is_up, "the emulator did not start"
+                time.sleep(0.05)
+            yield address
+        finally:
+            # Nothing of it is kept, and asked to end it may wait for connections.
+            process.kill()
 
 
 @pytest.fixture(autouse=True)
