@@ -6,6 +6,7 @@ import app
 from app.cli.audit import audit
 from app.cli.backups import backup, restore
 from app.cli.database import db
+from app.cli.fsck import fsck
 from app.cli.master_key import master_key
 from app.cli.running import serve, worker
 
@@ -16,5 +17,5 @@ def main() -> None:
     """Manifold: a gateway that speaks the OpenAI API, with one file id for every provider."""
 
 
-for _command in (serve, worker, db, backup, restore, audit, master_key):
+for _command in (serve, worker, db, backup, restore, fsck, audit, master_key):
     main.add_command(_command)
