@@ -62,6 +62,13 @@ class Spool:
                     found.append(entry)
         return found
 
+    @staticmethod
+    def holds_something(leftover: Path) -> bool:
+        """Whether there is more in it than its lock: a process that ends well leaves that."""
+        with suppress(FileNotFoundError, NotADirectoryError):
+            return any(entry.name != _LOCK for entry in leftover.iterdir())
+        return False
+
     def remove(self, leftover: Path) -> None:
         """Remove one of them. One that is gone is no error."""
         shutil.rmtree(leftover, ignore_errors=True)

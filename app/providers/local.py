@@ -258,23 +258,19 @@ class Local(Provider):
             return
 
         def mend() -> None:
-            sha256 = None
             with suppress(UpstreamError):
-                found = self._read(file_id)
-                sha256 = found.sha256 if found else None
-            self._remove(file_id, sha256)
-            if sha256 is not None:
-                self._store.distrust(sha256)
+                if (entry := self._read(file_id)) is not None:
+                    self._store.distrust(entry.sha256)
 
         yield Flaw(
             "damaged",
             file_id,
             meaning,
-            "removes it, so that it is stored again from where the content still is",
+            "stores it anew from where the content still is, and removes this",
             lambda: self._fault(file_id, read=read) is not None,
             mend,
             file_id=file_id,
-            gives_up=self._content_path(file_id).exists(),
+            has_bytes=self._content_path(file_id).exists(),
         )
 
     def _fault(self, file_id: str, *, read: bool) -> str | None:

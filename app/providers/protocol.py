@@ -69,7 +69,8 @@ class Flaw:
 
     `meaning` says what it is and `remedy` what `mend` does about it, in an operator's words.
     `persists` tells it from the traces of somebody who is at work. `file_id` is the file that
-    suffers from it; `gives_up` says that its bytes, such as they are, go with the mending.
+    suffers from it; then `mend` takes nothing away, and makes sure that the file can be stored
+    again and shares nothing with what is damaged. `has_bytes`: something is there all the same.
     """
 
     kind: Literal["leftover", "damaged"]
@@ -79,7 +80,7 @@ class Flaw:
     persists: Callable[[], bool]
     mend: Callable[[], None]
     file_id: str | None = None
-    gives_up: bool = False
+    has_bytes: bool = False
 
 
 @dataclass(frozen=True)

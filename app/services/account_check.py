@@ -160,7 +160,7 @@ class AccountCheck:
             )
             return
         rest = (
-            "the content is still elsewhere"
+            "the content should be elsewhere too"
             if self._mending.has_bytes(held, mine)
             else "nobody else has the content"
         )

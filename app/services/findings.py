@@ -153,7 +153,7 @@ class Report:
             status = 409
         with self._database.write() as session:
             note(session, status=status)
-        return reason
+        return None if reason is None else shown(reason)
 
     def _add(self, finding: Finding) -> None:
         self.summary.outcomes[finding.outcome] += 1

@@ -1,9 +1,12 @@
 """Rows are set right, and what follows from that is left to those who do it every day."""
 
+from contextlib import suppress
+
 from app.db import files as file_rows
 from app.db import fsck as rows
 from app.db.engine import Database
 from app.db.tables import Copy
+from app.errors import DatabaseUnavailable, GatewayError
 from app.services.copies import Copies
 from app.services.lookup import READABLE, Held
 from app.services.reconciler import Reconciler
@@ -51,6 +54,35 @@ class Mending:
         if file is not None and mine is not None and mine.next_look_at and mine.state == "missing":
             return f"not stored again yet ({mine.last_error}); a worker goes on"
         return None
+
+    def replace(self, held: Held, copy: Copy) -> str | None:
+        """Store a copy anew, from where the content is, and then remove what it was.
+
+        Why that was not done; then nothing was removed.
+        """
+        if not self.has_bytes(held, copy):
+            return "nobody else has the content; nothing was removed"
+        try:
+            self._renewal.renew(held, copy)
+        except DatabaseUnavailable:
+            raise
+        except GatewayError as error:
+            return f"not stored anew ({error.message}); nothing was removed"
+        self.recount(held.file.id)
+        return None
+
+    def is_given(self, held: Held) -> bool:
+        """Whether some account gives the content, and does not only have it."""
+        for copy in held.readable:
+            with suppress(GatewayError):
+                raw = copy.deployment_file_id or ""
+                download = self._copies.route_of(copy).provider.content(raw)
+                try:
+                    next(download.chunks, b"")
+                finally:
+                    download.close()
+                return True
+        return False
 
     def look_again(self, file_id: str) -> str | None:
         """Make a file's copies due, and look at them."""

@@ -11,7 +11,7 @@ from app.db.engine import Database
 from app.db.tables import Copy, File
 from app.errors import DatabaseUnavailable, GatewayError
 from app.providers.protocol import Flaw, Provider
-from app.services.findings import PAGE, Difference, Report, is_held, pages, shown
+from app.services.findings import PAGE, Difference, Mend, Report, is_held, pages, shown
 from app.services.kept import Kept
 from app.services.lookup import Held
 from app.services.mending import Mending
@@ -20,7 +20,6 @@ from app.settings import Settings
 from app.spool import Spool
 
 _KEPT, _LOCAL, _UPLOADS, _SPOOL = "kept", "local", "uploads", "spool"
-_NOBODY_ELSE = "nobody else has the content; nothing was removed"
 
 
 class StoreCheck:
@@ -117,7 +116,7 @@ class StoreCheck:
                 _KEPT,
                 held.file.id,
                 f"the content of {held.file.public_id or held.file.id}: {fault}",
-                "removes it, if an account has the content",
+                "removes it, if an account gives the content",
                 partial(self._drop_damaged, held),
             )
         )
@@ -134,8 +133,8 @@ class StoreCheck:
         return None
 
     def _drop_damaged(self, held: Held) -> str | None:
-        if not held.readable:
-            return _NOBODY_ELSE
+        if not self._mending.is_given(held):
+            return "no account gives the content; nothing was removed"
         self._mending.let_go_of_kept(held.file.id)
         self._kept.drop_damaged(held.file.id, held.file.sha256)
         return None
@@ -179,26 +178,28 @@ class StoreCheck:
             where, grace = provider.deployment.id, report.asked.grace.total_seconds()
             found = provider.flaws(grace, read=report.asked.read)
             for flaw in report.flaws(found):
-                self._tell(where, flaw, report, provider)
+                if flaw.file_id is not None:
+                    self._damaged(flaw, provider, report)
+                else:
+                    self._tell(where, flaw, report)
             if report.asked.read and provider.is_on_this_disk:
                 self._exchanged(provider, report)
 
-    def _tell(
-        self, where: str, flaw: Flaw, report: Report, provider: Provider | None = None
-    ) -> None:
-        copy = self._copy_of(where, flaw.file_id) if flaw.file_id else None
-        mend = partial(self._mended, flaw)
-        if copy is not None and is_held(copy):
-            return
-        if copy is not None and provider is not None:
-            mend = partial(self._replaced, flaw, copy)
+    def _damaged(self, flaw: Flaw, provider: Provider, report: Report) -> None:
+        """Tell of a file whose entry or content is damaged, unless somebody stores it anew now."""
+        where, raw = provider.deployment.id, flaw.file_id or ""
+        with self._database.read() as session:
+            copy = next(iter(rows.copies_with(session, where, raw)), None)
+        if copy is None:
+            self._tell(where, flaw, report, partial(self._removed, flaw, provider))
+        elif not is_held(copy):
+            self._tell(where, flaw, report, partial(self._replaced, flaw, provider, copy))
+
+    def _tell(self, where: str, flaw: Flaw, report: Report, mend: Mend | None = None) -> None:
+        mend = mend or partial(self._mended, flaw)
         report.difference(
             Difference(flaw.kind, where, shown(flaw.id), flaw.meaning, flaw.remedy, mend)
         )
-
-    def _copy_of(self, where: str, raw: str) -> Copy | None:
-        with self._database.read() as session:
-            return next(iter(rows.copies_with(session, where, raw)), None)
 
     @staticmethod
     def _mended(flaw: Flaw) -> str | None:
@@ -206,14 +207,20 @@ class StoreCheck:
             flaw.mend()
         return None
 
-    def _replaced(self, flaw: Flaw, copy: Copy) -> str | None:
-        """Remove what is of no use, and let it be stored again."""
+    def _removed(self, flaw: Flaw, provider: Provider) -> str | None:
+        self._mended(flaw)
+        provider.delete(flaw.file_id or "")
+        return None
+
+    def _replaced(self, flaw: Flaw, provider: Provider, copy: Copy) -> str | None:
+        """Store the file anew, and only then remove what is damaged of it."""
         found = self._mending.held(copy)
         if found is None or not flaw.persists():
             return None
-        if flaw.gives_up and not self._mending.has_bytes(*found):
-            return _NOBODY_ELSE
         flaw.mend()
+        if flaw.has_bytes:
+            return self._mending.replace(*found)
+        provider.delete(flaw.file_id or "")
         return self._mending.bring_back(*found)
 
     def _exchanged(self, provider: Provider, report: Report) -> None:
@@ -240,13 +247,13 @@ class StoreCheck:
                     "damaged",
                     copy.deployment_file_id or "",
                     f"it is not the content of the file {file.public_id or file.id}",
-                    "removes it, so that it is stored again from where the content still is",
+                    "stores it anew from where the content still is, and removes this",
                     lambda: True,
-                    partial(provider.delete, copy.deployment_file_id or ""),
+                    lambda: None,
                     file_id=copy.deployment_file_id,
-                    gives_up=True,
+                    has_bytes=True,
                 )
-                self._tell(provider.deployment.id, flaw, report, provider)
+                self._damaged(flaw, provider, report)
 
     def _blobs(self, report: Report) -> None:
         found = self._kept.unused_blobs(report.asked.grace.total_seconds())
@@ -274,9 +281,10 @@ class StoreCheck:
         before = (dt.datetime.now(dt.UTC) - report.asked.grace).timestamp()
         for path in self._spool.leftovers():
             try:
-                if path.stat().st_mtime > before:
-                    continue
+                is_young = path.stat().st_mtime > before
             except FileNotFoundError:
+                continue
+            if is_young or not self._spool.holds_something(path):
                 continue
             flaw = Flaw(
                 "leftover",

@@ -13,7 +13,7 @@ from sqlalchemy import select, text, update
 from app.api.context import Services
 from app.db.engine import Database
 from app.db.tables import AuditEntry, Copy, File, Job, now
-from app.errors import UpstreamError
+from app.errors import ContentNotAvailable, UpstreamError
 from app.factory import build
 from app.providers.local import Local
 from app.providers.protocol import Place, Provider
@@ -166,7 +166,7 @@ def test_a_copy_that_an_account_has_lost_is_stored_again(house, alice):
     house.fakes["a-1"].lose(raw)
     [found] = untouched(house, ["missing"])
     assert (found.where, found.id) == ("a-1", raw)
-    assert file_id in found.meaning and "still elsewhere" in found.meaning
+    assert file_id in found.meaning and "elsewhere too" in found.meaning
     assert house.mend() == ["mended"]
     copy = house.copy("a-1")
     assert copy.state == "ready" and copy.deployment_file_id != raw
@@ -193,7 +193,7 @@ def test_a_file_that_nobody_has_any_more_is_lost_and_its_owner_is_told(house, al
     for key in ("a-1", "b-1"):
         house.fakes[key].lose(house.copy(key).deployment_file_id)
     found = untouched(house, ["missing", "missing"])
-    assert "still elsewhere" in found[0].meaning
+    assert "elsewhere too" in found[0].meaning
     house.check(repair=True)
     outcomes = [(each.kind, each.outcome) for each in house.said]
     assert outcomes[-1] == ("lost", "left")
@@ -716,6 +716,46 @@ def test_a_damaged_content_is_stored_again(house, alice, damage):
     assert house.mend(read=True) == ["mended"]
     assert entry(house, ".bin").read_bytes() == CONTENT
     assert house.content(alice, file_id) == CONTENT
+
+
+@pytest.mark.parametrize("damage", ["entry", "bytes"])
+def test_what_is_damaged_stays_where_the_others_do_not_give_the_content(house, alice, damage):
+    """OpenAI has a file of purpose user_data and lets nobody download it."""
+    house.upload(alice, "a", "disk")
+    path = entry(house, ".bin")
+    if damage == "entry":
+        entry(house, ".json").write_text("{")
+    else:
+        spoil(path)
+    refused = ContentNotAvailable("not allowed to download")
+    house.fakes["a-1"].fail_next(refused, method="content")
+    house.check(repair=True, read=True)
+    [found] = house.said
+    assert (found.kind, found.outcome) == ("damaged", "left")
+    assert "nothing was removed" in found.reason and path.exists()
+    assert house.mend(read=True) == ["mended"]
+
+
+def test_a_kept_content_stays_where_no_account_gives_another(database, alice):
+    house = kept_house(database)
+    house.upload(alice, "a")
+    spoil(kept_path(house))
+    house.fakes["a-1"].fail_next(ContentNotAvailable("not allowed"), method="content")
+    house.check(repair=True, read=True)
+    assert [(each.kind, each.outcome) for each in house.said] == [("damaged", "left")]
+    assert kept_path(house).exists() and house.rows()[0][0].is_kept
+    assert house.mend(read=True) == ["mended"]
+
+
+def test_a_damaged_file_that_no_row_knows_is_removed(house, alice):
+    house.upload(alice, "disk")
+    house.disk.upload(make_upload(b"strange"))
+    mine = entry(house, ".json")
+    [stray] = [path for path in mine.parent.glob("*.json") if path != mine]
+    stray.write_text("{")
+    assert house.check() == ["damaged"]
+    assert house.mend() == ["mended", "mended"]
+    assert list(mine.parent.glob("*.json")) == [mine]
 
 
 def test_a_damaged_content_that_nobody_else_has_stays(house, alice):
