@@ -28,6 +28,7 @@ from app.db.engine import Database, connect
 from app.providers.protocol import Place, Provider
 from app.providers.registry import open_all
 from app.services.access import Access
+from app.services.account_check import AccountCheck
 from app.services.audit import Trail
 from app.services.batch_files import BatchFiles
 from app.services.batches import Batches
@@ -36,17 +37,21 @@ from app.services.fan_out import FanOut
 from app.services.file_lists import FileLists
 from app.services.files import Files
 from app.services.fine_tuning import FineTuning
+from app.services.fsck import Fsck
 from app.services.inference import Inference
 from app.services.jobs import Jobs
 from app.services.kept import Kept
 from app.services.leases import Leases
 from app.services.lookup import Lookup
+from app.services.mending import Mending
 from app.services.metering import Meter
 from app.services.once import Once
 from app.services.reconciler import Reconciler
 from app.services.renewal import Renewal
 from app.services.repeats import Repeats
 from app.services.router import Router
+from app.services.row_check import RowCheck
+from app.services.store_check import StoreCheck
 from app.services.storing import Storing
 from app.services.sweeper import Sweeper
 from app.services.tuned_models import TunedModels
@@ -164,6 +169,37 @@ def build(
             meter=files.meter,
             once=once,
         ),
+        fsck=check(settings, database, router, providers, files, uploads, spool),
+    )
+
+
+def check(  # noqa: PLR0917  # everything there is to check
+    settings: Settings,
+    database: Database,
+    router: Router,
+    providers: Mapping[str, Provider],
+    files: "FileServices",
+    uploads: Uploads,
+    spool: Spool,
+) -> Fsck:
+    """The check of rows, disk and accounts."""
+    mending = Mending(
+        database, copies=files.copies, renewal=files.renewal, reconciler=files.reconciler
+    )
+    return Fsck(
+        database,
+        files.reconciler,
+        row_check=RowCheck(database, router, renewal=files.renewal, mending=mending),
+        store_check=StoreCheck(
+            settings,
+            database,
+            providers,
+            kept=files.kept,
+            uploads=uploads,
+            spool=spool,
+            mending=mending,
+        ),
+        account_check=AccountCheck(settings, database, providers, mending),
     )
 
 

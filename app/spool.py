@@ -46,15 +46,32 @@ class Spool:
 
     def sweep(self) -> int:
         """Remove what processes that are gone have left; how many folders and files that were."""
-        removed = 0
+        left = self.leftovers()
+        for entry in left:
+            self.remove(entry)
+        return len(left)
+
+    def leftovers(self) -> list[Path]:
+        """What processes that are gone have left."""
+        found: list[Path] = []
         with suppress(FileNotFoundError):
             for entry in list(self._root.iterdir()):
                 if entry == self._folder and self._pid == os.getpid():
                     continue
                 if _is_left(entry):
-                    shutil.rmtree(entry, ignore_errors=True)
-                    removed += 1
-        return removed
+                    found.append(entry)
+        return found
+
+    @staticmethod
+    def holds_something(leftover: Path) -> bool:
+        """Whether there is more in it than its lock: a process that ends well leaves that."""
+        with suppress(FileNotFoundError, NotADirectoryError):
+            return any(entry.name != _LOCK for entry in leftover.iterdir())
+        return False
+
+    def remove(self, leftover: Path) -> None:
+        """Remove one of them. One that is gone is no error."""
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _is_left(entry: Path) -> bool:

@@ -91,6 +91,11 @@ class FakeProvider(Provider):
         self._failures: list[_Failure] = []
         self._lock = threading.Lock()
 
+    @property
+    def account(self) -> str:
+        """Every fake is an account of its own."""
+        return self.deployment.id
+
     def fail_next(
         self, *errors: GatewayError, method: str | None = None, after_doing: bool = False
     ) -> None:

@@ -16,6 +16,7 @@ from app.services.callers import Caller
 from app.services.file_lists import FileLists
 from app.services.files import Files
 from app.services.fine_tuning import FineTuning
+from app.services.fsck import Fsck
 from app.services.inference import Inference
 from app.services.metering import Meter
 from app.services.once import Once
@@ -53,6 +54,7 @@ class Services:
     upkeep: Upkeep
     reconciler: Reconciler
     sweeper: Sweeper
+    fsck: Fsck
     spool: Spool
 
 

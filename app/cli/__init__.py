@@ -41,6 +41,12 @@ def _restore() -> click.Command:
     return restore
 
 
+def _fsck() -> click.Command:
+    from app.cli.fsck import fsck
+
+    return fsck
+
+
 def _audit() -> click.Command:
     from app.cli.audit import audit
 
@@ -59,6 +65,7 @@ _COMMANDS: Mapping[str, Callable[[], click.Command]] = {
     "db": _db,
     "backup": _backup,
     "restore": _restore,
+    "fsck": _fsck,
     "audit": _audit,
     "master-key": _master_key,
 }

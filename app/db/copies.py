@@ -101,6 +101,18 @@ def record_renewal(session: Session, copy_id: str, key: str, **values: Any) -> b
     )
 
 
+def note_missing(session: Session, copy: Copy, moment: dt.datetime, **values: Any) -> bool:
+    """Write that a copy is gone, unless it is another one by now, or somebody is at it."""
+    return _change(
+        session,
+        {"state": "missing", **values},
+        Copy.id == copy.id,
+        Copy.state == copy.state,
+        _same(copy.deployment_file_id),
+        _is_free(moment),
+    )
+
+
 def by_id(session: Session, copy_id: str) -> Copy | None:
     """The copy with this row id."""
     return session.get(Copy, copy_id, populate_existing=True)

@@ -49,6 +49,11 @@ def change_status(session: Session, row_id: str, before: str, after: str, **valu
     return bool(result.rowcount)
 
 
+def known(session: Session, row_ids: Collection[str]) -> set[str]:
+    """Those of these row ids that have a row."""
+    return set(session.scalars(select(UploadSession.id).where(UploadSession.id.in_(row_ids))))
+
+
 def parts_of(session: Session, row_id: str) -> list[UploadPart]:
     """All parts of an upload."""
     return list(session.scalars(select(UploadPart).where(UploadPart.upload_id == row_id)))

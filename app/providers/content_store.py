@@ -92,6 +92,50 @@ class ContentStore:
                     if found.st_nlink == 1 and found.st_ctime <= before:
                         blob.unlink()
 
+    def unused(self, young_seconds: float) -> Iterator[str]:
+        """The sha256 of every blob that has had no entry for longer than that."""
+        before = time.time() - young_seconds
+        with self.guarded():
+            for blob in self._blobs.glob("??/*"):
+                with suppress(FileNotFoundError):
+                    found = blob.stat()
+                    if found.st_nlink == 1 and found.st_ctime <= before:
+                        yield blob.name
+
+    def is_unused(self, sha256: str) -> bool:
+        """Whether there is such a blob, and no entry of it."""
+        with self.guarded(), suppress(FileNotFoundError):
+            return self._blob(sha256).stat().st_nlink == 1
+        return False
+
+    def drop_unused(self, sha256: str) -> None:
+        """Remove a blob that has no entry; an upload that links it right now keeps it."""
+        with self.guarded():
+            if self.is_unused(sha256):
+                self._blob(sha256).unlink(missing_ok=True)
+
+    def distrust(self, sha256: str) -> None:
+        """Let no further entry share a blob that holds other bytes than its name says."""
+        blob = self._blob(sha256)
+        with suppress(FileNotFoundError):
+            if self.digest(blob) != sha256:
+                with self.guarded():
+                    blob.unlink(missing_ok=True)
+
+    def digest(self, entry: Path) -> str:
+        """The sha256 of what an entry holds now, in hex. Raises FileNotFoundError."""
+        digest = hashlib.sha256()
+        try:
+            source = entry.open("rb")
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise self._failed(error) from error
+        with source, self.guarded():
+            while piece := source.read(PIECE):
+                digest.update(piece)
+        return digest.hexdigest()
+
     @contextmanager
     def guarded(self) -> Iterator[None]:
         """Turn an OSError into StorageFull or UpstreamError; no path of ours is in the message."""
@@ -100,12 +144,15 @@ class ContentStore:
         except OSError as error:
             if error.errno in _NO_SPACE:
                 raise StorageFull from error
-            raise UpstreamError(
-                f"the local file store failed: {error.strerror or type(error).__name__}",
-                provider="local",
-                deployment=self._deployment,
-                retryable=True,
-            ) from error
+            raise self._failed(error) from error
+
+    def _failed(self, error: OSError) -> UpstreamError:
+        return UpstreamError(
+            f"the local file store failed: {error.strerror or type(error).__name__}",
+            provider="local",
+            deployment=self._deployment,
+            retryable=True,
+        )
 
     def _blob(self, sha256: str) -> Path:
         return self._blobs / sha256[:2] / sha256

@@ -3,10 +3,12 @@
 import hashlib
 import json
 import logging
+import os
 import re
 import secrets
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,7 +20,7 @@ from app.errors import InvalidRequest, NotFound, NotSupported, UpstreamError
 from app.providers.content_store import PIECE, ContentStore
 from app.providers.openai_style import infer
 from app.providers.params import is_address
-from app.providers.protocol import NO_FILES, Operation, Place, Provider, StoredFile
+from app.providers.protocol import NO_FILES, Flaw, Operation, Place, Provider, StoredFile
 from app.providers.upstream import Upstream
 from app.providers.wire.byte_range import part_of
 from app.providers.wire.inline import Fetch, Images, Inlined, inline_files
@@ -74,6 +76,7 @@ class _Entry:
             size=self.bytes,
             created_at=self.created_at,
             expires_at=self.expires_at,
+            sha256=self.sha256,
         )
 
 
@@ -88,6 +91,7 @@ class Local(Provider):
     name = "local"
     aliases = ("hosted_vllm", "vllm", "ollama", "lm_studio", "llamafile")
     operations = _INFERENCE | {Operation.FILES}
+    is_on_this_disk = True
     Params = LocalParams
 
     def __init__(self, deployment: Deployment, place: Place) -> None:
@@ -116,8 +120,15 @@ class Local(Provider):
             base, headers=self._credential, deployment=deployment, pool_size=place.pool_size
         )
 
+    @property
+    def account(self) -> str:
+        return self._folder.name
+
     def id_of(self, key: str) -> str | None:
         return f"file-{key}"
+
+    def is_ours(self, file_id: str) -> bool:
+        return _FILE_ID.fullmatch(file_id) is not None
 
     def upload(self, upload: Upload) -> StoredFile:
         now = int(time.time())
@@ -209,6 +220,77 @@ class Local(Provider):
                 if not path.with_suffix(".json").exists() and path.stat().st_ctime <= before:
                     self._store.drop(path, None)
         self._store.sweep(max_age_seconds)
+
+    def flaws(self, young_seconds: float, *, read: bool = False) -> Iterator[Flaw]:
+        before = time.time() - young_seconds
+        with self._store.guarded():
+            if not self._folder.is_dir():
+                return
+            with os.scandir(self._folder) as found:
+                for each in found:
+                    path = Path(each.path)
+                    if not _FILE_ID.fullmatch(path.stem):
+                        continue
+                    with suppress(FileNotFoundError):
+                        if path.suffix == ".bin" and each.stat().st_ctime <= before:
+                            yield from self._nameless(path)
+                        elif path.suffix == ".json":
+                            yield from self._unsound(path.stem, read=read)
+
+    def _nameless(self, path: Path) -> Iterator[Flaw]:
+        def persists() -> bool:
+            return path.exists() and not path.with_suffix(".json").exists()
+
+        if persists():
+            yield Flaw(
+                "leftover",
+                path.stem,
+                "a content without an entry: an upload or a delete that was cut off",
+                "removes it",
+                persists,
+                lambda: self._store.drop(path, None),
+            )
+
+    def _unsound(self, file_id: str, *, read: bool) -> Iterator[Flaw]:
+        """The flaw of an entry and its content, if they have one."""
+        meaning = self._fault(file_id, read=read)
+        if meaning is None:
+            return
+
+        def mend() -> None:
+            with suppress(UpstreamError):
+                if (entry := self._read(file_id)) is not None:
+                    self._store.distrust(entry.sha256)
+
+        yield Flaw(
+            "damaged",
+            file_id,
+            meaning,
+            "stores it anew from where the content still is, and removes this",
+            lambda: self._fault(file_id, read=read) is not None,
+            mend,
+            file_id=file_id,
+            has_bytes=self._content_path(file_id).exists(),
+        )
+
+    def _fault(self, file_id: str, *, read: bool) -> str | None:
+        try:
+            entry = self._read(file_id)
+        except UpstreamError:
+            return "its entry cannot be read"
+        if entry is None or entry.is_expired:
+            return None
+        path = self._content_path(file_id)
+        try:
+            size = path.stat().st_size
+            if size == entry.bytes and not (read and self._store.digest(path) != entry.sha256):
+                return None
+        except FileNotFoundError:
+            # A delete takes the entry first.
+            return "its content is gone" if self._entry_path(file_id).exists() else None
+        if size != entry.bytes:
+            return f"its content has {size} bytes instead of {entry.bytes}"
+        return "its content is not what was stored"
 
     def _credential(self) -> dict[str, str]:
         key = self.params["api_key"]

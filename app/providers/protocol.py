@@ -7,7 +7,9 @@ provider it has. No exception but GatewayError leaves a provider. Deleting what 
 error.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
@@ -46,7 +48,8 @@ class StoredFile:
     """A file as its provider tells it.
 
     `status` is one of OpenAI's three. `size` is in bytes, None while the provider does not know.
-    `created_at` and `expires_at` are Unix seconds.
+    `created_at` and `expires_at` are Unix seconds. `sha256` is what the provider was given, in hex,
+    None where it does not say.
     """
 
     id: str
@@ -57,6 +60,27 @@ class StoredFile:
     status: Literal["uploaded", "processed", "error"] = "processed"
     status_details: str | None = None
     expires_at: int | None = None
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class Flaw:
+    """Something in a store of ours that is too much there, or is not as it was written.
+
+    `meaning` says what it is and `remedy` what `mend` does about it, in an operator's words.
+    `persists` tells it from the traces of somebody who is at work. `file_id` is the file that
+    suffers from it; then `mend` takes nothing away, and makes sure that the file can be stored
+    again and shares nothing with what is damaged. `has_bytes`: something is there all the same.
+    """
+
+    kind: Literal["leftover", "damaged"]
+    id: str
+    meaning: str
+    remedy: str
+    persists: Callable[[], bool]
+    mend: Callable[[], None]
+    file_id: str | None = None
+    has_bytes: bool = False
 
 
 @dataclass(frozen=True)
@@ -118,6 +142,8 @@ class Provider:
     takes_openai_rows: ClassVar[bool] = True
     """Whether a batch file's rows are stored as OpenAI writes them; if not, `batch_rows` makes
     others of them, whichever way the file goes."""
+    is_on_this_disk: ClassVar[bool] = False
+    """Whether the files lie on this machine, where another one has its own."""
     shared_params: ClassVar[tuple[str, ...]] = ()
     """Parameters that a deployment which leaves them out has from the account of its provider in
     `files_settings`."""
@@ -128,6 +154,12 @@ class Provider:
         self.deployment = deployment
         self.place = place
         self.params: dict[str, Any] = self.Params().load(dict(deployment.params))
+
+    @property
+    def account(self) -> str:
+        """The same for deployments that are known to see the same files; it says nothing else."""
+        told = json.dumps([self.name, dict(self.deployment.params)], sort_keys=True, default=str)
+        return hashlib.sha256(told.encode()).hexdigest()
 
     def upload(self, upload: Upload) -> StoredFile:
         """Store a copy and return what the upstream calls it.
@@ -148,6 +180,10 @@ class Provider:
         """What a file that was uploaded under this key is called here; None where the upstream
         chooses."""
         return None
+
+    def is_ours(self, file_id: str) -> bool:
+        """Whether a file's place here shows that a gateway made it; False: anybody may have."""
+        return False
 
     def attempted(self, attempt: Attempt) -> Iterator[StoredFile]:
         """The files that may be what an attempt has stored, the likeliest first.
@@ -192,6 +228,13 @@ class Provider:
 
     def sweep(self, max_age_seconds: float) -> None:
         """Remove what crashes have left behind, longer ago than that, in places of ours alone."""
+
+    def flaws(self, young_seconds: float, *, read: bool = False) -> Iterator[Flaw]:
+        """What is wrong in places of ours alone; of what is younger than that, nothing is said.
+
+        With `read` every content is read and held against what was written.
+        """
+        yield from ()
 
     def infer(
         self,

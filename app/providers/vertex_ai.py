@@ -18,7 +18,14 @@ from app.providers.google.credentials import Credentials, check_credentials
 from app.providers.google.errors import refusal
 from app.providers.google.storage import Bucket
 from app.providers.google.vertex_jobs import VertexJobs
-from app.providers.google.vertex_objects import FOLDER, ROWS, TUNING, file_id_of, object_name
+from app.providers.google.vertex_objects import (
+    FOLDER,
+    ROWS,
+    TUNING,
+    file_id_of,
+    is_key,
+    object_name,
+)
 from app.providers.google.vertex_tuning import VertexTuning
 from app.providers.openai_jobs import seconds
 from app.providers.params import is_address
@@ -131,6 +138,10 @@ class VertexAI(Provider):
 
     def id_of(self, key: str) -> str | None:
         return key
+
+    def is_ours(self, file_id: str) -> bool:
+        # Such an id is an object in the gateway's own folder, and nothing else.
+        return is_key(file_id)
 
     def upload(self, upload: Upload) -> StoredFile:
         bucket = self._bucket()

@@ -21,7 +21,7 @@ from app.errors import (
 from app.providers.protocol import Attempt, Provider, StoredFile
 from app.services import audit
 from app.services.fan_out import FanOut
-from app.services.file_objects import copy_facts
+from app.services.file_objects import copy_facts, last_expiry, status_of
 from app.services.kept import Kept
 from app.services.router import Route, Router
 from app.transfers import Upload
@@ -92,6 +92,23 @@ class Copies:
         return stored
 
     # Look
+
+    def recount(self, file_id: str) -> None:
+        """Write the status that a file's copies make at this moment."""
+        with self._database.write() as session:
+            file = rows.by_uuid(session, file_id)
+            if file is None or file.state != "ready":
+                return
+            copies = rows.copies_of(session, [file_id])
+            status, details = status_of(copies)
+            rows.record_file(
+                session,
+                file_id,
+                was="ready",
+                status=status,
+                status_details=details,
+                copies_expire_at=None if file.is_kept else last_expiry(copies),
+            )
 
     def lost(self, file: File, copy: Copy) -> StoredFile | None:
         """What an attempt whose answer was lost has stored, None when there is nothing (yet).

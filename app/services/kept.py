@@ -3,12 +3,14 @@
 import re
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
 from app.db.tables import File
 from app.errors import UpstreamError
 from app.providers.content_store import PIECE, ContentStore
+from app.providers.protocol import Flaw
 from app.providers.wire.byte_range import part_of
 from app.transfers import Download, Upload
 
@@ -93,6 +95,41 @@ class Kept:
         for path in self._paths():
             with suppress(FileNotFoundError):
                 yield path.name, path.stat().st_ctime
+
+    def has(self, file_uuid: str) -> bool:
+        """Whether a content is here, whatever its row says."""
+        return self._path(file_uuid).is_file()
+
+    def fault(self, file: File, *, read: bool) -> str | None:
+        """What is wrong with a content that is here, None for nothing; `read`: byte by byte."""
+        path = self._path(file.id)
+        try:
+            size = path.stat().st_size
+            if size != file.bytes:
+                return f"it has {size} bytes instead of {file.bytes}"
+            if read and file.sha256 and self._store.digest(path) != file.sha256:
+                return "it is not what was uploaded"
+        except FileNotFoundError:
+            return None
+        return None
+
+    def drop_damaged(self, file_uuid: str, sha256: str | None) -> None:
+        """Let a content go, and see to it that no other entry is made from its bytes."""
+        self.drop(file_uuid, sha256)
+        if sha256:
+            self._store.distrust(sha256)
+
+    def unused_blobs(self, young_seconds: float) -> Iterator[Flaw]:
+        """Blobs, of what is kept and of local models, that no entry has shared for so long."""
+        for sha256 in self._store.unused(young_seconds):
+            yield Flaw(
+                "leftover",
+                sha256,
+                "a content that no entry shares: a delete that was cut off",
+                "removes it",
+                partial(self._store.is_unused, sha256),
+                partial(self._store.drop_unused, sha256),
+            )
 
     def _paths(self) -> list[Path]:
         with self._store.guarded():

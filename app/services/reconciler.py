@@ -168,6 +168,7 @@ class Reconciler:
         elif copy.state == "missing":
             # Nobody has the bytes, or it has been tried for long enough.
             self._settle(copy, next_look_at=None)
+            self._note_status(held)
             self._release(held)
         else:
             self._settle(copy, next_look_at=copy.expires_at)

@@ -81,9 +81,11 @@ class Renewal:
 
     def has_bytes(self, held: Held, copy: Copy) -> bool:
         """Whether somebody still has the content, for all that is known."""
-        return self._kept.upload_of(held.file) is not None or any(
-            other.id != copy.id for other in held.readable
-        )
+        return self.is_kept(held) or any(other.id != copy.id for other in held.readable)
+
+    def is_kept(self, held: Held) -> bool:
+        """Whether the gateway's own disk has the content."""
+        return self._kept.upload_of(held.file) is not None
 
     # Renew
 
@@ -120,15 +122,16 @@ class Renewal:
         try:
             self._copies.route_of(copy).provider.retrieve(copy.deployment_file_id or "")
         except NotFound as error:
+            moment = now()
             with self._database.write() as session:
-                rows.record_copy(
+                work_rows.note_missing(
                     session,
-                    copy.id,
-                    was=copy.state,
-                    state="missing",
+                    copy,
+                    moment,
                     last_error=error.message,
-                    next_look_at=now() if self.has_bytes(held, copy) else None,
+                    next_look_at=moment if self.has_bytes(held, copy) else None,
                 )
+            self._copies.recount(held.file.id)
             copy.state = "missing"
             return True
         except UpstreamError:

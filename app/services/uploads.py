@@ -11,6 +11,7 @@ import hashlib
 import logging
 import re
 import shutil
+import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -53,6 +54,8 @@ TOMBSTONE_AGE = dt.timedelta(days=2)
 _SWEEP_AT_ONCE = 10
 _COMPLETING_AGE = dt.timedelta(minutes=5)
 """How long parts may take to be put together before their process counts as dead."""
+_KNOWN_AT_ONCE = 500
+_ROW_ID = re.compile(r"[0-9a-f]{32}")
 _ID = re.compile(r"upload_([0-9a-f]{32})")
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 _WHOLE = "whole"
@@ -241,6 +244,28 @@ class Uploads:
         self._remove(*expired)
         for row in cut_off:
             self._recover(row)
+
+    def strays(self, young_seconds: float) -> Iterator[str]:
+        """The row ids of uploads that have a folder with parts, and no row any more."""
+        before = time.time() - young_seconds
+        names = [path.name for path in self._root.glob("*") if _ROW_ID.fullmatch(path.name)]
+        for start in range(0, len(names), _KNOWN_AT_ONCE):
+            some = names[start : start + _KNOWN_AT_ONCE]
+            with self._database.read() as session:
+                known = rows.known(session, some)
+            for name in some:
+                with suppress(FileNotFoundError):
+                    if name not in known and self._folder(name).stat().st_ctime <= before:
+                        yield name
+
+    def is_stray(self, row_id: str) -> bool:
+        """Whether there is a folder of this upload, and no row."""
+        with self._database.read() as session:
+            return self._folder(row_id).is_dir() and not rows.known(session, [row_id])
+
+    def discard(self, row_id: str) -> None:
+        """Remove an upload's folder."""
+        self._remove(row_id)
 
     def _recover(self, row: UploadSession) -> None:
         """An upload whose completing was cut off: its file was made, or it may be tried again."""

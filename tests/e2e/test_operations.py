@@ -79,8 +79,9 @@ def test_the_page_s_commands_work_in_their_order(place):
 
 def test_every_command_of_the_page_and_of_the_program_is_the_same():
     shown = set(re.findall(r"`?manifold (db \w+|\w+)", PAGE.read_text()))
-    commands = {"serve", "worker", "backup", "restore", "db current", "db upgrade", "db copy"}
+    commands = {"serve", "worker", "backup", "restore", "fsck"}
+    commands |= {"db current", "db upgrade", "db copy"}
     assert shown <= commands
-    assert {"backup", "restore", "db copy", "db upgrade", "db current"} <= shown
+    assert {"backup", "fsck", "restore", "db copy", "db upgrade", "db current"} <= shown
     for command in sorted(shown):
         subprocess.run([MANIFOLD, *command.split(), "--help"], capture_output=True, check=True)

@@ -358,6 +358,15 @@ def test_a_copy_that_has_an_end_is_looked_at_then(database, alice):
     assert (file.status, copy.state, copy.next_look_at) == ("error", "expired", None)
 
 
+def test_a_copy_that_nobody_can_replace_is_told_in_the_files_status(gateway, alice):
+    gateway.upload(alice, CONTENT, names=("b",))
+    with gateway.database.write() as session:
+        session.execute(update(Copy).values(state="missing", next_look_at=now()))
+    work(gateway)
+    [file], [copy] = rows(gateway)
+    assert (file.status, copy.next_look_at) == ("error", None)
+
+
 def test_a_kept_file_is_renewed_ahead_of_its_end(database, alice):
     gateway = make_gateway(database, MODELS[2:], (), keep_content=True, renew_ahead_seconds=7200.0)
     fake = gateway.fakes["b-1"]

@@ -213,6 +213,20 @@ def test_a_vanished_file_that_nobody_has_is_said_to_be_gone(unkept, alice):
     fake.replies = [json_reply({"error": {"message": "no permission"}}, 403)]
     with pytest.raises(FileExpired, match="is gone"):
         chat(unkept, alice, file_id)
+    with unkept.database.read() as session:
+        assert session.scalars(select(File.status)).one() == "error", "a list says so too"
+
+
+def test_a_copy_that_was_renewed_while_it_was_asked_for_has_not_vanished(unkept, alice):
+    file_id = unkept.upload(alice, CONTENT, names=("m",))
+    held = unkept.lookup.resolve(alice, file_id, Hints())
+    assert isinstance(held, Held)
+    [copy] = held.copies
+    unkept.fakes["one"].lose(unkept.raw_id("one"))
+    with unkept.database.write() as session:
+        session.execute(update(Copy).values(deployment_file_id="file-renewed"))
+    assert unkept.rooms.renewal.vanished(held, copy)
+    assert [each.state for each in copies(unkept)] == ["ready"]
 
 
 def test_a_renewal_that_fails_says_why_and_is_tried_again(kept, alice):

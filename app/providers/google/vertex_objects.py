@@ -21,6 +21,11 @@ TUNING = ".tuning"
 _KEY = re.compile("[0-9a-f]{32}")
 
 
+def is_key(file_id: str) -> bool:
+    """Whether an id is that of an object which a gateway has made."""
+    return _KEY.fullmatch(file_id) is not None
+
+
 def object_name(file_id: str, bucket: str) -> str:
     """The object of a file's id, or of an admin's `gs://` address.
 
