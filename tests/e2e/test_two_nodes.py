@@ -24,6 +24,7 @@ from tests.e2e.upstream_jobs import rows
 
 REVOKED_WITHIN_S = 10.0
 UPLOADS = 100
+LEASE_S = 5
 
 
 @dataclass
@@ -84,6 +85,7 @@ def nodes(
             ],
             "general_settings": {
                 **QUICK,
+                "lease_seconds": LEASE_S,
                 "database_pool_size": 8,
                 "task_queue_url": url.replace("+psycopg", ""),
             },
@@ -158,6 +160,16 @@ def test_a_user_is_made_once(nodes):
     with ThreadPoolExecutor(12) as pool:
         found = Counter(pool.map(make, range(12)))
     assert found == {200: 1, 409: 11}
+
+
+def test_limits_hold_for_both_together(nodes):
+    made = nodes.admin("/key/generate", rpm_limit=30)
+
+    def ask_one(number: int) -> int:
+        return nodes.both[number % 2].api("GET", "/v1/files", key=made["key"]).status_code
+
+    with ThreadPoolExecutor(12) as pool:
+        assert Counter(pool.map(ask_one, range(80))) == {200: 30, 429: 50}
 
 
 # ------------------------------------------------------- files
@@ -315,7 +327,7 @@ def test_every_file_that_was_acknowledged_outlives_a_killed_node(nodes):
     nodes.second.start()
     # The workers take back what nobody was told of.
     with nodes.workers():
-        wait_until(lambda: not nodes.left(before | ready), 90)
+        wait_until(lambda: not nodes.left(before | ready), 180)
     for file_id in listed:
         path = f"/v1/files/{file_id}"
         assert nodes.second.api("GET", path, key=key).status_code == 200
