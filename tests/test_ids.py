@@ -192,27 +192,13 @@ def test_no_text_breaks_the_decoder(text):
     assert found is None or ids.is_raw(text)
 
 
+# fmt: off
 pieces = [
-    "file-",
-    "batch_",
-    "gs://",
-    "gs%3A%2F%2F",
-    "%25",
-    "%",
-    "%2e",
-    "..",
-    "/",
-    "://",
-    "litellm:",
-    "litellm_proxy:",
-    "litellm_proxy;",
-    ";model,",
-    ";unified_id,",
-    ";target_model_names,",
-    ";llm_output_file_id,",
-    "model_id:",
-    ";llm_batch_id:",
+    "file-", "batch_", "gs://", "gs%3A%2F%2F", "%25", "%", "%2e", "..", "/", "://", "litellm:",
+    "litellm_proxy:", "litellm_proxy;", ";model,", ";unified_id,", ";target_model_names,",
+    ";llm_output_file_id,", "model_id:", ";llm_batch_id:",
 ]
+# fmt: on
 hostile = st.lists(
     st.sampled_from([*pieces, SEED_UUID, "\0", "\n", "\ud800", "é"]) | st.text(max_size=4),
     max_size=8,
