@@ -192,6 +192,40 @@ def test_no_text_breaks_the_decoder(text):
     assert found is None or ids.is_raw(text)
 
 
+# fmt: off
+pieces = [
+    "file-", "batch_", "gs://", "gs%3A%2F%2F", "%25", "%", "%2e", "..", "/", "://", "litellm:",
+    "litellm_proxy:", "litellm_proxy;", ";model,", ";unified_id,", ";target_model_names,",
+    ";llm_output_file_id,", "model_id:", ";llm_batch_id:",
+]
+# fmt: on
+hostile = st.lists(
+    st.sampled_from([*pieces, SEED_UUID, "\0", "\n", "\ud800", "é"]) | st.text(max_size=4),
+    max_size=8,
+).map("".join)
+
+
+@given(hostile, st.sampled_from(["", "file-", "batch_"]), st.booleans())
+def test_hostile_pieces_are_an_id_or_nobodys(text, prefix, is_packed):
+    sent = prefix + (b64(text.encode("utf-8", "surrogatepass")) if is_packed else text)
+    found = ids.decode(sent)
+    if isinstance(found, RawId):
+        assert ids.is_raw(found.raw) or ids.is_address(found.raw)
+        assert ".." not in found.raw
+    elif isinstance(found, EncodedId):
+        assert ids.encode_file(found.raw, found.model) == sent
+    for kind in ("batch", "fine_tuning"):
+        job = ids.decode_job(kind, sent)
+        assert job is None or not isinstance(job, RawId) or ids.is_raw(job.raw)
+
+
+@given(st.binary(max_size=60))
+def test_any_bytes_in_base64_are_an_id_or_nobodys(content):
+    sent = "file-" + b64(content)
+    found = ids.decode(sent)
+    assert found is None or isinstance(found, EncodedId) or found == RawId(sent)
+
+
 @given(st.text(string.ascii_letters + string.digits + "-_", min_size=1, max_size=200))
 def test_what_decodes_was_encoded_exactly_so(text):
     found = ids.decode(text)

@@ -155,8 +155,9 @@ class Copies:
         left = {key: outcome for key, outcome in undone.items() if outcome is not None}
         gone = {copy.id for copy in copies} - set(left) - set(unsure)
         moment = now()
+        is_over = len(gone) == len(copies)
         with self._database.write() as session:
-            if len(gone) == len(copies):
+            if is_over:
                 rows.drop_file(session, file.id)
             else:
                 rows.record_file(session, file.id, state="failed")
@@ -171,8 +172,12 @@ class Copies:
                     )
                 for key in unsure:
                     work_rows.settle(session, key, next_look_at=moment + pause(0))
+                # Another process may have removed the others meanwhile: this is the end of it.
+                is_over = not rows.copies_of(session, [file.id])
+                if is_over:
+                    rows.drop_file(session, file.id)
         faults.point("take-back committed")
-        if len(gone) == len(copies):
+        if is_over:
             self._kept.drop(file.id, file.sha256)
 
     def erase_all(

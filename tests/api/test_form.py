@@ -145,6 +145,58 @@ def test_any_content_comes_through(tmp_path_factory, content, size):
     assert (fields, found) == ({"purpose": ["batch"]}, content)
 
 
+class Cut(io.RawIOBase):
+    """A body that arrives in these pieces, and then in one."""
+
+    def __init__(self, body: bytes, sizes: list[int]) -> None:
+        super().__init__()
+        self._rest, self._sizes = io.BytesIO(body), sizes[::-1]
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        return self._rest.read(min(size, self._sizes.pop()) if self._sizes else size)
+
+
+lookalikes = st.lists(
+    st.sampled_from(
+        [
+            b"\r\n--boundar",
+            b"\r\n--",
+            b"\r\n-",
+            b"--boundary",
+            b"--boundary--",
+            b"\r",
+            b"\n",
+            b"\r\n\r\n",
+        ]
+    )
+    | st.binary(max_size=3),
+    max_size=25,
+).map(b"".join)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    content=lookalikes,
+    field=st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=8),
+    place=st.integers(0, 2),
+    sizes=st.lists(st.integers(1, 40), max_size=60),
+)
+def test_any_content_comes_through_however_it_is_cut(
+    tmp_path_factory, content, field, place, sizes
+):
+    assume(not re.search(rb"[\r\n]--boundary", b"\n" + content))
+    assume("--boundary" not in field)
+    parts: list[Any] = [("purpose", "batch"), ("note", field)]
+    parts.insert(place, ("file", ("a", None, content)))
+    body, _ = multipart(*parts)
+    spool = tmp_path_factory.getbasetemp() / "cut"
+    fields, found = fields_and_content(spool, Cut(body, sizes))
+    assert (fields, found) == ({"purpose": ["batch"], "note": [field]}, content)
+
+
 def test_a_field_that_came_twice_has_both_values(spool):
     body, _ = multipart(("t", "a"), ("t", "b"), ("t[]", "c"))
     fields, _ = fields_and_content(spool, body)

@@ -178,6 +178,20 @@ def test_a_take_back_that_an_upstream_refuses_goes_on(gateway, alice):
     assert rows(gateway) == ([], [])
 
 
+def test_two_take_backs_at_once_leave_no_row_without_copies(gateway, alice):
+    gateway.fakes["a-1"].fail_next(LOST, method="upload", after_doing=True)
+    gateway.fakes["b-1"].fail_next(LOST, method="upload")
+    with pytest.raises(UpstreamTimeout):
+        gateway.upload(alice, CONTENT)
+    [file], stale = rows(gateway)
+    assert [copy.deployment_id for copy in stale] == ["a-1", "b-1"]
+    work(gateway)
+    assert [copy.deployment_id for copy in rows(gateway)[1]] == ["b-1"]
+    # Another one that began before, and cannot tell yet what became of the first copy.
+    gateway.rooms.copies.take_back(file, stale, {stale[0].id})
+    assert rows(gateway) == ([], [])
+
+
 def test_a_copy_whose_answer_was_lost_is_found_and_removed(gateway, alice):
     gateway.fakes["b-1"].fail_next(LOST, method="upload", after_doing=True)
     with pytest.raises(UpstreamTimeout):

@@ -330,6 +330,23 @@ def test_every_other_byte_stays(found, ends, marked):
     assert leniently(content, "new model") == new.encode()
 
 
+@given(
+    st.lists(
+        st.sampled_from(
+            [ROW, BOM, "é日🦉".encode(), b"\n", b"\r\n", b"\r", b"\xe2\x80\xa8", b"x" * 20]
+        ),
+        max_size=20,
+    ).map(b"".join),
+    st.integers(1, 30),
+)
+def test_lines_are_the_same_however_the_file_is_read(content, size):
+    """Only "\\n" ends a line, and a character may lie across two reads."""
+    piecemeal = io.BufferedReader(io.BytesIO(content), buffer_size=size)
+    found = list(jsonl.lines(piecemeal, 1024 * 1024))
+    assert b"".join(found) == content
+    assert found == re.findall(rb"[^\n]*\n|[^\n]+\Z", content)
+
+
 @given(st.binary(max_size=200))
 def test_a_file_that_is_anything_at_all(content):
     with contextlib.suppress(InvalidRequest):
