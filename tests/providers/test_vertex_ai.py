@@ -172,6 +172,11 @@ class TestFiles:
         assert stored.id == KEY
         assert list(provider.attempted(Attempt(KEY, "f", "user_data", 7, 0))) == [stored]
 
+    def test_its_name_shows_that_a_gateway_made_it(self, provider):
+        assert provider.is_ours(provider.upload(make_upload()).id)
+        for other in ("123-output", "gs://bucket/litellm-vertex-files/x", "manifold/x", ""):
+            assert not provider.is_ours(other)
+
     def test_a_batch_file_is_the_callers_own_with_its_rows_beside_it(self, provider, emulator):
         original = make_upload(b'{"custom_id": "1"}\n', purpose="batch")
         rows = make_upload(b'{"request": {}}\n', purpose="batch")
