@@ -225,6 +225,13 @@ def _names(emulator: str) -> set[str]:
     return {item["name"] for item in listed.get("items", [])}
 
 
+def test_deployments_of_one_bucket_see_the_same_files():
+    first = make(vertex_location="europe-west4")
+    assert first.account == make(vertex_location="us-east1").account
+    assert first.account != make(gcs_bucket_name="another").account
+    assert make(gcs_bucket_name=None).account != first.account
+
+
 def test_without_a_bucket_files_are_refused_naming_the_setting():
     with pytest.raises(NotSupported, match="gcs_bucket_name") as refused:
         make(gcs_bucket_name=None).upload(make_upload())
