@@ -293,7 +293,11 @@ def _told_of(snapshot: Mapping[str, object]) -> Iterator[str]:
 
 
 def _moment(seconds: int) -> dt.datetime:
-    return dt.datetime.fromtimestamp(seconds, dt.UTC)
+    try:
+        return dt.datetime.fromtimestamp(seconds, dt.UTC)
+    except (OverflowError, ValueError, OSError):
+        # No year that there is: not Unix seconds.
+        return dt.datetime.fromtimestamp(0, dt.UTC)
 
 
 def _size(file: StoredFile) -> str:
