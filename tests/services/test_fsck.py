@@ -345,11 +345,15 @@ def test_what_shows_that_a_gateway_made_it_is_deleted(house, alice):
 
 
 def test_in_front_of_an_empty_database_nothing_is_deleted(house):
-    house.disk.upload(make_upload(b"strange"))
+    for _ in range(2):
+        house.disk.upload(make_upload(b"strange"))
+    next(house.data_dir.glob("local/*/*.json")).write_text("{")
+    house.services.reconciler._kept.put(STRAY, make_upload(b"stray"))
     house.check(repair=True)
-    assert [each.outcome for each in house.said] == ["left"]
-    assert "if it is the right one" in house.said[0].reason
-    assert house.mend(own=("disk-1",)) == ["mended"]
+    assert [each.kind for each in house.said] == ["leftover", "damaged", "orphaned"]
+    assert {each.outcome for each in house.said} == {"left"}
+    assert all("if it is the right one" in each.reason for each in house.said)
+    assert set(house.mend(own=("disk-1", "kept"))) == {"mended"}
 
 
 def test_two_deployments_of_one_account_are_listed_once_and_know_each_others_files(
