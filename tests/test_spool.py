@@ -53,6 +53,21 @@ def test_a_forked_process_has_a_folder_of_its_own(tmp_path):
     os.close(reading)
 
 
+def test_what_is_left_can_be_looked_at_before_it_goes(tmp_path):
+    spool = Spool(tmp_path)
+    mine = spool.folder()
+    if (pid := os.fork()) == 0:
+        (Spool(tmp_path).folder() / "upload-1").write_bytes(b"x")
+        os._exit(0)
+    os.waitpid(pid, 0)
+    [left] = spool.leftovers()
+    assert left != mine
+    assert spool.holds_something(left) and not spool.holds_something(mine)
+    spool.remove(left)
+    spool.remove(left)
+    assert spool.leftovers() == [] and not spool.holds_something(left)
+
+
 def test_what_is_no_processs_folder_is_left_alone(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     (tmp_path / "folder").mkdir()

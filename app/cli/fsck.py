@@ -16,7 +16,13 @@ from app import start
 from app.cli import options
 from app.db import migrate
 from app.db.tables import HEAD
-from app.errors import DatabaseAway, DatabaseUnavailable, GatewayError, OperationRefused
+from app.errors import (
+    ConfigError,
+    DatabaseAway,
+    DatabaseUnavailable,
+    GatewayError,
+    OperationRefused,
+)
 from app.factory import build
 from app.outages import reason
 from app.services.findings import Asked, Finding, Summary
@@ -73,7 +79,7 @@ def fsck(
         status = _refused(str(error))
     except KeyboardInterrupt:
         status = _CANCELLED
-    except click.ClickException:
+    except (click.ClickException, ConfigError):
         raise
     except Exception:  # 1, Python's own exit status, means that all is well again
         log.exception("fsck broke")

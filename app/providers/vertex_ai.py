@@ -136,6 +136,12 @@ class VertexAI(Provider):
 
     # Files
 
+    @property
+    def account(self) -> str:
+        # Whatever project, location and credentials a model has: files are where the bucket is.
+        name = self._bucket_name()
+        return f"{self.params['gcs_api_base'] or ''} {name}" if name else super().account
+
     def id_of(self, key: str) -> str | None:
         return key
 
@@ -339,13 +345,16 @@ class VertexAI(Provider):
             return f"{self._root}/endpoints/{name}"
         return f"{self._root}/publishers/google/models/{quote(name, safe='@')}"
 
-    def _bucket(self) -> Bucket:
+    def _bucket_name(self) -> str | None:
         given = self.params
-        name = (
+        return (
             given["gcs_bucket_name"]
             or given["bucket_name"]
             or _environment("GCS_BUCKET_NAME", "GCS_BATCH_BUCKET_NAME")
         )
+
+    def _bucket(self) -> Bucket:
+        name = self._bucket_name()
         if not name:
             raise NotSupported(
                 "this deployment has no bucket for files: set gcs_bucket_name for it or in "

@@ -1,7 +1,7 @@
 """Rows against the provider accounts, both ways: copies that are not there, files without a row."""
 
 import datetime as dt
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -241,7 +241,7 @@ class AccountCheck:
             provider.retrieve(file.id)
         except NotFound:
             return
-        if self._is_linked(file.id):
+        if self._mending.is_linked(file.id):
             return
         report.difference(
             Difference(
@@ -250,7 +250,7 @@ class AccountCheck:
                 shown(file.id),
                 told,
                 "deletes it",
-                partial(self._delete, provider, file.id, is_own=is_own),
+                partial(self._delete, provider, file.id, {where} if is_own else ()),
             )
         )
 
@@ -260,22 +260,13 @@ class AccountCheck:
             since = rows.oldest_unfinished_job(session)
         return since is not None and _moment(file.created_at) >= since - dt.timedelta(minutes=5)
 
-    def _delete(self, provider: Provider, raw: str, *, is_own: bool) -> str | None:
-        with self._database.read() as session:
-            has_files = rows.has_files(session)
-        if not has_files and not is_own:
-            return (
-                "the database has no file at all; if it is the right one, "
-                f"say --own {provider.deployment.id}"
-            )
-        if self._is_linked(raw):
+    def _delete(self, provider: Provider, raw: str, own: Collection[str]) -> str | None:
+        if (refusal := self._mending.refusal(provider.deployment.id, own)) is not None:
+            return refusal
+        if self._mending.is_linked(raw):
             return "a row has it now"
         provider.delete(raw)
         return None
-
-    def _is_linked(self, raw: str) -> bool:
-        with self._database.read() as session:
-            return bool(rows.linked(session, [raw]))
 
 
 def _chunks(found: Iterable[T]) -> Iterator[list[T]]:
@@ -293,7 +284,11 @@ def _told_of(snapshot: Mapping[str, object]) -> Iterator[str]:
 
 
 def _moment(seconds: int) -> dt.datetime:
-    return dt.datetime.fromtimestamp(seconds, dt.UTC)
+    try:
+        return dt.datetime.fromtimestamp(seconds, dt.UTC)
+    except (OverflowError, ValueError, OSError):
+        # No year that there is: not Unix seconds.
+        return dt.datetime.fromtimestamp(0, dt.UTC)
 
 
 def _size(file: StoredFile) -> str:

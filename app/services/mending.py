@@ -1,5 +1,6 @@
 """Rows are set right, and what follows from that is left to those who do it every day."""
 
+from collections.abc import Collection
 from contextlib import suppress
 
 from app.db import files as file_rows
@@ -54,6 +55,18 @@ class Mending:
         if file is not None and mine is not None and mine.next_look_at and mine.state == "missing":
             return f"not stored again yet ({mine.last_error}); a worker goes on"
         return None
+
+    def refusal(self, where: str, own: Collection[str]) -> str | None:
+        """Why nothing is deleted for having no row: the database may be the wrong one."""
+        with self._database.read() as session:
+            if where in own or rows.has_files(session):
+                return None
+        return f"the database has no file at all; if it is the right one, say --own {where}"
+
+    def is_linked(self, raw: str) -> bool:
+        """Whether some row has, or had, what an upstream calls so."""
+        with self._database.read() as session:
+            return bool(rows.linked(session, [raw]))
 
     def replace(self, held: Held, copy: Copy) -> str | None:
         """Store a copy anew, from where the content is, and then remove what it was.

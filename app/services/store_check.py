@@ -1,7 +1,7 @@
 """The data directory against the rows, both ways: what is kept, local models, parts, the spool."""
 
 import datetime as dt
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import partial
 from itertools import islice
 
@@ -155,7 +155,7 @@ class StoreCheck:
                         file_uuid,
                         "a content that no row speaks of",
                         "removes it",
-                        partial(self._drop_stray, file_uuid),
+                        partial(self._drop_stray, file_uuid, report.asked.own),
                     )
                 )
 
@@ -165,7 +165,9 @@ class StoreCheck:
         with self._database.read() as session:
             return found - file_rows.kept(session, found) - rows.uploading(session, found)
 
-    def _drop_stray(self, file_uuid: str) -> str | None:
+    def _drop_stray(self, file_uuid: str, own: Collection[str]) -> str | None:
+        if (refusal := self._mending.refusal(_KEPT, own)) is not None:
+            return refusal
         if not self._strays([file_uuid]):
             return "a row has it now"
         self._kept.drop(file_uuid, None)
@@ -191,7 +193,8 @@ class StoreCheck:
         with self._database.read() as session:
             copy = next(iter(rows.copies_with(session, where, raw)), None)
         if copy is None:
-            self._tell(where, flaw, report, partial(self._removed, flaw, provider))
+            own = report.asked.own
+            self._tell(where, flaw, report, partial(self._removed, flaw, provider, own))
         elif not is_held(copy):
             self._tell(where, flaw, report, partial(self._replaced, flaw, provider, copy))
 
@@ -207,7 +210,11 @@ class StoreCheck:
             flaw.mend()
         return None
 
-    def _removed(self, flaw: Flaw, provider: Provider) -> str | None:
+    def _removed(self, flaw: Flaw, provider: Provider, own: Collection[str]) -> str | None:
+        if (refusal := self._mending.refusal(provider.deployment.id, own)) is not None:
+            return refusal
+        if self._mending.is_linked(flaw.file_id or ""):
+            return "a row has it, and a worker comes to it"
         self._mended(flaw)
         provider.delete(flaw.file_id or "")
         return None

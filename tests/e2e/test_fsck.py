@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import shutil
 import sqlite3
 import subprocess
 import threading
@@ -13,18 +12,17 @@ import pytest
 import requests
 
 from tests.e2e.conftest import StartGateway
-from tests.e2e.gateway import MANIFOLD, ROOT, Account, Gateway, Upstream, wait_until
-from tests.e2e.serve import Served, plain_environment, quoted
+from tests.e2e.gateway import MANIFOLD, Account, Gateway, Upstream, wait_until
+from tests.e2e.serve import plain_environment
 from tests.e2e.test_backup import Writer, manifold
 
 CONTENT = b"content"
 
 
-def manifold_fsck(
-    config: Path, *options: str, env: dict[str, str] | None = None
-) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [MANIFOLD, "fsck", "--config", str(config), *options],
+def fsck(config: Path, *options: str, status: int, env: dict[str, str] | None = None) -> list[str]:
+    """What the command says, line by line."""
+    done = subprocess.run(
+        [MANIFOLD, "fsck", "--config", str(config), "--grace-seconds=0", *options],
         cwd=config.parent,
         env={**plain_environment(), **(env or {})},
         capture_output=True,
@@ -32,13 +30,6 @@ def manifold_fsck(
         timeout=60,
         check=False,
     )
-
-
-def fsck(
-    config: Path, *options: str, status: int, grace: float = 0, env: dict[str, str] | None = None
-) -> list[str]:
-    """What the command says, line by line."""
-    done = manifold_fsck(config, f"--grace-seconds={grace}", *options, env=env)
     assert done.returncode == status, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     return (done.stdout or done.stderr).splitlines()
@@ -182,33 +173,3 @@ def test_what_cannot_be_asked_is_named(gateway, account, other):
     [line] = fsck(gateway.config_path, status=8, env=nowhere)
     assert "nothing to check" in line and not (gateway.data_dir / "none.db").exists()
     assert "'nobody'" in fsck(gateway.config_path, "--own", "nobody", status=2)[-1]
-
-
-def test_a_backup_that_was_taken_under_load_is_restored_without_a_difference(tmp_path):
-    shutil.copy(ROOT / "config.yaml", tmp_path)
-    restored = tmp_path / "restored"
-    restored.mkdir()
-    shutil.copy(ROOT / "config.yaml", restored)
-    over = threading.Event()
-    with Served(quoted(MANIFOLD, "serve", "--workers", 1, "--no-worker"), tmp_path) as served:
-        master_key = (tmp_path / "data" / "master_key").read_text().strip()
-        writers = [Writer(served.url, master_key) for _ in range(2)]
-        threads = [threading.Thread(target=writer.run, args=(over,)) for writer in writers]
-        for thread in threads:
-            thread.start()
-        try:
-            wait_until(lambda: all(len(writer.made) >= 10 for writer in writers), 30)
-            manifold(tmp_path, "backup", "busy.tar")
-        finally:
-            over.set()
-            for thread in threads:
-                thread.join()
-    manifold(restored, "restore", tmp_path / "busy.tar")
-    config = restored / "config.yaml"
-    assert fsck(config, "--read", status=0, grace=300)[-1].startswith("nothing differs")
-    # What was being stored at that moment may have got as far as its content, which is young.
-    done = manifold_fsck(config, "--repair", "--read", "--json", "--grace-seconds=0")
-    told = [json.loads(line) for line in done.stdout.splitlines()]
-    assert done.returncode in (0, 1), told
-    assert {each["kind"] for each in told} <= {"leftover", "summary"}
-    assert told[-1]["files"] >= 20

@@ -224,6 +224,34 @@ def test_a_crash_between_the_blob_and_the_entry_is_made_good_by_the_next_upload(
     assert everything_below(root) == set()
 
 
+def test_a_blob_that_no_entry_shares_is_named_and_removed(store, root):
+    upload = make_upload(CONTENT)
+    store.put(upload, root / "a" / "1")
+    assert list(store.unused(-1)) == [] and not store.is_unused(upload.sha256)
+    store.drop_unused(upload.sha256)
+    assert blob_of(root, CONTENT).exists(), "somebody shares it"
+    (root / "a" / "1").unlink()
+    assert list(store.unused(60)) == [], "somebody may be at it"
+    assert list(store.unused(-1)) == [upload.sha256] and store.is_unused(upload.sha256)
+    store.drop_unused(upload.sha256)
+    store.drop_unused(upload.sha256)
+    assert everything_below(root) == set() and not store.is_unused(upload.sha256)
+
+
+def test_nothing_further_shares_a_blob_that_is_damaged(store, root):
+    upload = make_upload(CONTENT)
+    store.put(upload, root / "a" / "1")
+    store.distrust(upload.sha256)
+    assert blob_of(root, CONTENT).exists(), "it is what its name says"
+    blob_of(root, CONTENT).write_bytes(CONTENT[::-1])
+    store.distrust(upload.sha256)
+    store.distrust(upload.sha256)
+    store.put(upload, root / "a" / "2")
+    assert (root / "a" / "2").read_bytes() == CONTENT
+    assert (root / "a" / "1").read_bytes() == CONTENT[::-1], "nobody's bytes are taken"
+    assert store.digest(root / "a" / "2") == upload.sha256
+
+
 def test_uploads_and_deletions_of_the_same_content_at_the_same_time(root):
     upload = make_upload(CONTENT)
     failures: list[BaseException] = []

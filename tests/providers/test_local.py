@@ -396,3 +396,46 @@ class TestInference:
 
 def file_part(file_id):
     return {"type": "file", "file": {"file_id": file_id}}
+
+
+def test_a_store_that_is_in_order_has_no_flaw(provider, data_dir):
+    assert list(provider.flaws(-1, read=True)) == []
+    stored = provider.upload(make_upload())
+    assert list(provider.flaws(-1, read=True)) == []
+    assert provider.is_ours(stored.id) and not provider.is_ours("file-abc123")
+    assert provider.account != make_local(data_dir, id="another").account
+
+
+def test_a_content_that_is_being_stored_is_no_leftover(provider, data_dir):
+    stored = provider.upload(make_upload())
+    [entry] = data_dir.glob("local/*/*.json")
+    entry.unlink()
+    assert list(provider.flaws(60)) == []
+    [flaw] = provider.flaws(-1)
+    assert (flaw.kind, flaw.id, flaw.file_id) == ("leftover", stored.id, None)
+    flaw.mend()
+    assert not flaw.persists() and list(provider.flaws(-1)) == []
+
+
+@pytest.mark.parametrize("damage", ["entry", "size", "bytes", "gone"])
+def test_a_flaw_takes_nothing_from_a_file(provider, data_dir, damage):
+    upload = make_upload()
+    stored = provider.upload(upload)
+    [entry], [content] = data_dir.glob("local/*/*.json"), data_dir.glob("local/*/*.bin")
+    if damage == "entry":
+        entry.write_text("{")
+    elif damage == "gone":
+        content.unlink()
+    else:
+        content.write_bytes(b"x" if damage == "size" else b"x" * upload.size)
+    assert len(list(provider.flaws(-1))) == (damage != "bytes")
+    [flaw] = provider.flaws(-1, read=True)
+    assert (flaw.kind, flaw.file_id) == ("damaged", stored.id)
+    assert flaw.has_bytes == (damage != "gone")
+    before = entry.read_bytes(), content.exists()
+    flaw.mend()
+    assert (entry.read_bytes(), content.exists()) == before
+    again = provider.upload(upload)
+    assert read(provider.content(again.id)) == upload.path.read_bytes()
+    provider.delete(stored.id)
+    assert not flaw.persists() and list(provider.flaws(-1, read=True)) == []

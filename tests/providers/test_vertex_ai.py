@@ -169,6 +169,11 @@ class TestFiles:
         assert stored.id == KEY
         assert list(provider.attempted(Attempt(KEY, "f", "user_data", 7, 0))) == [stored]
 
+    def test_its_name_shows_that_a_gateway_made_it(self, provider):
+        assert provider.is_ours(provider.upload(make_upload()).id)
+        for other in ("123-output", "gs://bucket/litellm-vertex-files/x", "manifold/x", ""):
+            assert not provider.is_ours(other)
+
     def test_a_batch_file_is_the_callers_own_with_its_rows_beside_it(self, provider, emulator):
         original = make_upload(b'{"custom_id": "1"}\n', purpose="batch")
         rows = make_upload(b'{"request": {}}\n', purpose="batch")
@@ -215,6 +220,13 @@ class TestFiles:
 def _names(emulator: str) -> set[str]:
     listed = requests.get(f"{emulator}/storage/v1/b/{BUCKET}/o", timeout=5).json()
     return {item["name"] for item in listed.get("items", [])}
+
+
+def test_deployments_of_one_bucket_see_the_same_files():
+    first = make(vertex_location="europe-west4")
+    assert first.account == make(vertex_location="us-east1").account
+    assert first.account != make(gcs_bucket_name="another").account
+    assert make(gcs_bucket_name=None).account != first.account
 
 
 def test_without_a_bucket_files_are_refused_naming_the_setting():

@@ -13,13 +13,14 @@ from sqlalchemy import select, text, update
 from app.api.context import Services
 from app.db.engine import Database
 from app.db.tables import AuditEntry, Copy, File, Job, now
-from app.errors import ContentNotAvailable, UpstreamError
+from app.errors import ContentNotAvailable, NotSupported, UpstreamError
 from app.factory import build
 from app.providers.local import Local
 from app.providers.protocol import Place, Provider
 from app.services.callers import Caller
 from app.services.findings import Asked, Finding, Summary
 from app.services.router import Hints, Selector
+from app.services.uploads import Announced
 from app.settings import Settings
 from tests.builders import make_deployment, make_place, make_upload
 from tests.fakes import FakeProvider
@@ -256,6 +257,19 @@ def test_an_account_that_does_not_answer_is_said_and_the_others_are_compared(hou
     assert house.check() == ["unasked"]
 
 
+def test_an_account_is_not_asked_for_ever_in_vain(house, alice):
+    for _ in range(5):
+        house.upload(alice, "a")
+    fake = house.fakes["a-1"]
+    for raw in list(fake.stored):
+        fake.lose(raw)
+    fake.fail_next(*[UpstreamError("too busy")] * 2, method="retrieve")
+    assert sorted(house.check()) == ["missing"] * 3 + ["unasked"] * 2
+    fake.fail_next(*[UpstreamError("too busy")] * 5, method="retrieve")
+    assert house.check() == ["unasked"] * 3
+    assert house.summary.outcomes["found"] == 0
+
+
 # Files at an account that no row has
 
 
@@ -331,11 +345,15 @@ def test_what_shows_that_a_gateway_made_it_is_deleted(house, alice):
 
 
 def test_in_front_of_an_empty_database_nothing_is_deleted(house):
-    house.disk.upload(make_upload(b"strange"))
+    for _ in range(2):
+        house.disk.upload(make_upload(b"strange"))
+    next(house.data_dir.glob("local/*/*.json")).write_text("{")
+    house.services.reconciler._kept.put(STRAY, make_upload(b"stray"))
     house.check(repair=True)
-    assert [each.outcome for each in house.said] == ["left"]
-    assert "if it is the right one" in house.said[0].reason
-    assert house.mend(own=("disk-1",)) == ["mended"]
+    assert [each.kind for each in house.said] == ["leftover", "damaged", "orphaned"]
+    assert {each.outcome for each in house.said} == {"left"}
+    assert all("if it is the right one" in each.reason for each in house.said)
+    assert set(house.mend(own=("disk-1", "kept"))) == {"mended"}
 
 
 def test_two_deployments_of_one_account_are_listed_once_and_know_each_others_files(
@@ -418,9 +436,14 @@ def test_a_name_that_a_stranger_chose_stays_on_its_line(house):
     assert house.said[0].meaning.isprintable()
 
 
-def test_a_place_without_files_is_no_account(house, alice):
-    from app.errors import NotSupported
+def test_a_time_that_is_none_is_a_long_time_ago(house):
+    raw = aged(house.fakes["a-1"])
+    house.fakes["a-1"].change(raw, created_at=10**18)
+    assert house.check(grace=HOUR) == ["unknown"]
+    assert "1970" in house.said[0].meaning
 
+
+def test_a_place_without_files_is_no_account(house, alice):
     def without(purpose: str | None = None) -> Any:
         raise NotSupported("no bucket")
 
@@ -531,10 +554,6 @@ def test_a_file_whose_copies_have_ended_as_announced_is_not_lost(house, alice):
 
 
 # The SQLite file
-
-
-def sqlite_house(sqlite_file: Database) -> House:
-    return make_house(sqlite_file)
 
 
 def behind_its_back(database: Database, statement: str) -> None:
@@ -664,14 +683,14 @@ def test_a_content_that_is_shorter_is_seen_without_reading(database, alice):
 
 def test_the_last_content_there_is_is_not_removed_however_damaged(database, alice):
     house = kept_house(database)
-    file_id = house.upload(alice, "a")
+    house.upload(alice, "a")
     house.fakes["a-1"].stored.clear()
     house.change(Copy, state="missing", next_look_at=None)
     house.change(File, status="error")
     spoil(kept_path(house))
     house.check(repair=True, read=True)
     assert [(each.kind, each.outcome) for each in house.said] == [("damaged", "left")]
-    assert kept_path(house).exists() and file_id
+    assert kept_path(house).exists()
 
 
 # Local models
@@ -788,8 +807,6 @@ def test_a_content_that_was_exchanged_with_its_entry_is_damaged_too(house, alice
 
 
 def test_parts_of_an_upload_without_a_row_are_removed(house, alice):
-    from app.services.uploads import Announced
-
     announced = Announced("f", "text/plain", "user_data", 3)
     selector = Selector(target_model_names=("a",))
     living = house.services.uploads.create(alice, announced, selector)["id"]
