@@ -166,7 +166,8 @@ def test_limits_hold_for_both_together(nodes):
     made = nodes.admin("/key/generate", rpm_limit=30)
 
     def ask_one(number: int) -> int:
-        return nodes.both[number % 2].api("GET", "/v1/files", key=made["key"]).status_code
+        node = nodes.both[number % 2]
+        return int(node.api("GET", "/v1/files", key=made["key"]).status_code)
 
     with ThreadPoolExecutor(12) as pool:
         assert Counter(pool.map(ask_one, range(80))) == {200: 30, 429: 50}
