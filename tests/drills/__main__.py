@@ -1,7 +1,8 @@
-"""`python -m tests.drills [--random N] [--seed S]`: every drill once, or N random ones.
+"""`python -m tests.drills [--random N] [--seed S] [--write PAGE]`: every drill, or N random ones.
 
-Prints a Markdown table: what was done, how often it was cut off, what was lost or left over. The
-exit status says whether anything was.
+Prints a Markdown table: what was done, how often it was cut off, what was lost or left over; with
+`--write docs/drills.md` every point, every fault and every operation goes to that page. The exit
+status says whether anything was lost or left over.
 """
 
 import argparse
@@ -10,13 +11,16 @@ import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
+from tests.drills import page
 from tests.drills.drill import Range, Verdict
 from tests.drills.operations import OPERATIONS
+from tests.drills.points import points_in_code
 from tests.drills.upstream_faults import FAULTS
 from tests.drills.world import make_template
-from tests.e2e.gateway import Upstream
+from tests.e2e.gateway import Upstream, secure_upstream_in
 
 ACCOUNTS = ("a1", "a2", "b")
 
@@ -27,7 +31,7 @@ def every(drills: Range) -> Iterator[Verdict]:
         for kill in drills.points(operation):
             yield drills.run(operation, kill)
         for fault in FAULTS:
-            yield drills.disturb(operation, "b", fault)
+            yield drills.disturb(operation, fault)
 
 
 def some(drills: Range, number: int, seed: int) -> Iterator[Verdict]:
@@ -37,7 +41,7 @@ def some(drills: Range, number: int, seed: int) -> Iterator[Verdict]:
     for _ in range(number):
         operation = chance.choice(OPERATIONS)
         if chance.random() < 0.3:
-            yield drills.disturb(operation, chance.choice(ACCOUNTS), chance.choice(list(FAULTS)))
+            yield drills.disturb(operation, chance.choice(list(FAULTS)), (chance.choice(ACCOUNTS),))
             continue
         kill = chance.choice(points[operation.name])
         second = None
@@ -51,24 +55,32 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, prog="python -m tests.drills")
     parser.add_argument("--random", type=int, metavar="N")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--write", type=Path, metavar="PAGE", help="not with --random")
     asked = parser.parse_args()
+    if asked.random and asked.write:
+        parser.error("--write is for every drill, not for random ones")
     found: dict[str, list[Verdict]] = defaultdict(list)
-    with tempfile.TemporaryDirectory(prefix="drills-") as name:
-        folder = Path(name)
-        with Upstream(folder) as upstream:
-            drills = Range(upstream, folder, make_template(folder))
-            verdicts = some(drills, asked.random, asked.seed) if asked.random else every(drills)
-            for verdict in verdicts:
-                found[verdict.operation].append(verdict)
-                if verdict.mistakes:
-                    print(verdict, file=sys.stderr, flush=True)
-    print("| operation | drills | killed | lost | left over |\n|---|---|---|---|---|")
-    for operation, all_of_it in found.items():
-        killed = sum(verdict.was_killed for verdict in all_of_it)
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="drills-")))
+        upstream = stack.enter_context(Upstream(folder))
+        untrusted = stack.enter_context(secure_upstream_in(folder))
+        drills = Range(upstream, untrusted, folder, make_template(folder))
+        verdicts = some(drills, asked.random, asked.seed) if asked.random else every(drills)
+        for verdict in verdicts:
+            found[verdict.operation].append(verdict)
+            if verdict.mistakes:
+                print(verdict, file=sys.stderr, flush=True)
+    everything = [verdict for each in found.values() for verdict in each]
+    if asked.write:
+        names = [operation.name for operation in OPERATIONS]
+        page.write(asked.write, page.tables(names, points_in_code(), list(FAULTS), everything))
+    print("| operation | drills | took place | lost | left over |\n|---|---|---|---|---|")
+    for operation, all_of_it in [*found.items(), ("together", everything)]:
+        took_place = sum(verdict.took_place for verdict in all_of_it)
         lost = sum(verdict.lost for verdict in all_of_it)
         orphaned = sum(verdict.orphaned for verdict in all_of_it)
-        print(f"| {operation} | {len(all_of_it)} | {killed} | {lost} | {orphaned} |")
-    return int(any(verdict.mistakes for each in found.values() for verdict in each))
+        print(f"| {operation} | {len(all_of_it)} | {took_place} | {lost} | {orphaned} |")
+    return int(any(verdict.mistakes for verdict in everything))
 
 
 if __name__ == "__main__":
