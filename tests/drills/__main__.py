@@ -7,11 +7,12 @@ status says whether anything was lost or left over.
 
 import argparse
 import random
+import signal
 import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from tests.drills import page
@@ -19,7 +20,7 @@ from tests.drills.drill import Range, Verdict
 from tests.drills.operations import OPERATIONS
 from tests.drills.points import points_in_code
 from tests.drills.upstream_faults import FAULTS
-from tests.drills.world import make_template
+from tests.drills.world import Kill, make_template
 from tests.e2e.gateway import Upstream, secure_upstream_in
 
 ACCOUNTS = ("a1", "a2", "b")
@@ -38,6 +39,7 @@ def some(drills: Range, number: int, seed: int) -> Iterator[Verdict]:
     """Random drills: the worker that comes after a killed process may be killed too."""
     chance = random.Random(seed)  # to repeat a run, not to guard a secret
     points = {operation.name: drills.points(operation) for operation in OPERATIONS}
+    seconds: dict[tuple[str, Kill], list[Kill]] = {}
     for _ in range(number):
         operation = chance.choice(OPERATIONS)
         if chance.random() < 0.3:
@@ -45,13 +47,16 @@ def some(drills: Range, number: int, seed: int) -> Iterator[Verdict]:
             continue
         kill = chance.choice(points[operation.name])
         second = None
-        if chance.random() < 0.5 and (found := drills.recovery_points(operation, kill)):
-            second = chance.choice(found)
+        if chance.random() < 0.5:
+            at = (operation.name, kill)
+            if at not in seconds:
+                seconds[at] = drills.recovery_points(operation, kill)
+            second = chance.choice(seconds[at]) if seconds[at] else None
         yield drills.run(operation, kill, second)
 
 
 def main() -> int:
-    """Run the drills that the command line asks for; 1 when anything was lost or left over."""
+    """Run the drills that are asked for; 1 when anything is lost, left over, or was not tried."""
     parser = argparse.ArgumentParser(description=__doc__, prog="python -m tests.drills")
     parser.add_argument("--random", type=int, metavar="N")
     parser.add_argument("--seed", type=int, default=0)
@@ -60,18 +65,24 @@ def main() -> int:
     if asked.random and asked.write:
         parser.error("--write is for every drill, not for random ones")
     found: dict[str, list[Verdict]] = defaultdict(list)
+    is_whole = False
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="drills-")))
         upstream = stack.enter_context(Upstream(folder))
         untrusted = stack.enter_context(secure_upstream_in(folder))
         drills = Range(upstream, untrusted, folder, make_template(folder))
         verdicts = some(drills, asked.random, asked.seed) if asked.random else every(drills)
-        for verdict in verdicts:
-            found[verdict.operation].append(verdict)
-            if verdict.mistakes:
-                print(verdict, file=sys.stderr, flush=True)
+        # Whoever has seen enough gets the table of what there was until then.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        with suppress(KeyboardInterrupt):
+            for verdict in verdicts:
+                found[verdict.operation].append(verdict)
+                if verdict.mistakes:
+                    print(verdict, file=sys.stderr, flush=True)
+            is_whole = True
     everything = [verdict for each in found.values() for verdict in each]
-    if asked.write:
+    if asked.write and is_whole:
         names = [operation.name for operation in OPERATIONS]
         page.write(asked.write, page.tables(names, points_in_code(), list(FAULTS), everything))
     print("| operation | drills | took place | lost | left over |\n|---|---|---|---|---|")
@@ -80,7 +91,7 @@ def main() -> int:
         lost = sum(verdict.lost for verdict in all_of_it)
         orphaned = sum(verdict.orphaned for verdict in all_of_it)
         print(f"| {operation} | {len(all_of_it)} | {took_place} | {lost} | {orphaned} |")
-    return int(any(verdict.mistakes for verdict in everything))
+    return int(not is_whole or any(verdict.mistakes for verdict in everything))
 
 
 if __name__ == "__main__":

@@ -83,7 +83,7 @@ class Check:
 
 
 def judge(observed: Observed, p99_factor: float) -> list[Check]:
-    """Every check of a run. What happened before the end of the warm-up counts for none of figures.
+    """Every check of a run. What was measured during the warm-up counts for none of the figures.
 
     Memory, descriptors and threads are sums over all processes. What is left after the warm-up is
     cut into thirds, and the medians of the second and the last third are compared: the first third
