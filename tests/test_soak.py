@@ -65,7 +65,7 @@ MEMORY = ["resident memory", "memory of no other process"]
     [
         ({"samples": growing(mb=60)}, MEMORY),
         ({"samples": growing(descriptors=30)}, ["descriptors"]),
-        ({"samples": growing(threads=12)}, ["threads"]),
+        ({"samples": growing(threads=24)}, ["threads"]),
         ({"samples": [sample(150), sample(300)]}, [*MEMORY, "descriptors", "threads"]),
         ({"lock_errors": ["database is locked"]}, ["lock errors"]),
         ({"error_lines": ["unexpected_error"]}, ["log lines at ERROR"]),

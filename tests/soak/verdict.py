@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 MB = 1024 * 1024
 FLAT = 1.05
 """The memory of the last third may be so many times that of the one before."""
-SLACK = 3
-"""By so many descriptors or threads two medians may differ: connections come and go."""
+SLACK = 5
+"""By so many descriptors or threads two medians may differ: connections come and go, and a pool
+gets one more thread whenever more is asked at once than ever before."""
 ENOUGH = 100
 """An operation with fewer calls in a half has no 99th percentile worth the name."""
 QUICK_S = 0.05
