@@ -83,7 +83,7 @@ class World:
         shutil.copy(self.template, data / "manifold.db")
         for name in ("a1", "a2", "b"):
             self.accounts[name] = self.upstream.account(
-                f"d{self.serial}-{name}", batch_delay_s=0.0, download_any=True
+                f"d{self.serial}-{name}", batch_delay_s=0.0, job_delay_s=0.0, download_any=True
             )
         self._configure()
 
