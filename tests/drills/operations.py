@@ -23,14 +23,15 @@ class Operation:
     """`act` is cut off; `prepare` is not. What `act` returns was acknowledged.
 
     `is_worker`: it is the worker's pass that is cut off. `is_repeated`: once an upstream is well
-    again it is done once more. `general` are settings.
+    again it is done once more. `accounts` are asked by it. `general` are settings.
     """
 
     name: str
     act: Step
-    prepare: Step = lambda _client, _world: None
+    prepare: Step | None = None
     is_worker: bool = False
     is_repeated: bool = False
+    accounts: tuple[str, ...] = ("b",)
     general: tuple[tuple[str, Any], ...] = ()
 
 
@@ -152,6 +153,11 @@ def _incomplete(client: Any, world: World) -> None:
     upload(client, world, target_model_names=EVERYWHERE)
 
 
+def _half_lost(client: Any, world: World) -> None:
+    world.accounts["b"].fail(times=1, method="POST", status=500, handle=True)
+    assert upload(client, world, target_model_names=EVERYWHERE) is None
+
+
 def _expired(client: Any, world: World) -> None:
     upload(client, world, target_model_names="a, b, c")
     database = world.database()
@@ -162,8 +168,10 @@ def _expired(client: Any, world: World) -> None:
 
 OPERATIONS = (
     Operation("upload to four deployments", _upload(target_model_names=EVERYWHERE)),
-    Operation("upload to one account", _upload(model="a")),
-    Operation("upload by the provider way", _upload(custom_llm_provider="openai")),
+    Operation("upload to one account", _upload(model="a"), accounts=("a1", "a2")),
+    Operation(
+        "upload by the provider way", _upload(custom_llm_provider="openai"), accounts=("a1",)
+    ),
     Operation(
         "upload whose content is kept",
         _upload(target_model_names="a, b"),
@@ -173,6 +181,7 @@ OPERATIONS = (
         "upload that one model refuses",
         _upload(target_model_names=EVERYWHERE),
         _failing("b", _nothing, method="POST", status=400),
+        accounts=("a1",),
     ),
     Operation(
         "upload while one region is down",
@@ -216,6 +225,8 @@ OPERATIONS = (
         _nothing,
         _incomplete,
         is_worker=True,
+        accounts=("a2",),
     ),
+    Operation("worker: take back a lost copy", _nothing, _half_lost, is_worker=True),
     Operation("worker: remove an expired file", _nothing, _expired, is_worker=True),
 )

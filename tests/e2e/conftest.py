@@ -5,9 +5,8 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any, NoReturn
 
 import pytest
-import trustme
 
-from tests.e2e.gateway import RUNNING, Gateway, Upstream
+from tests.e2e.gateway import RUNNING, Gateway, Upstream, secure_upstream_in
 
 SHOWN_CHARACTERS = 20_000
 
@@ -34,15 +33,7 @@ def secure_upstream(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Upstre
 
     `start_gateway(..., env={"REQUESTS_CA_BUNDLE": str(secure_upstream.ca)})` makes a gateway do so.
     """
-    directory = tmp_path_factory.mktemp("secure-upstream")
-    authority = trustme.CA()
-    issued = authority.issue_cert("127.0.0.1", "localhost")
-    key, chain, ca = (directory / name for name in ("key.pem", "chain.pem", "ca.pem"))
-    issued.private_key_pem.write_to_path(str(key))
-    for pem in issued.cert_chain_pems:
-        pem.write_to_path(str(chain), append=True)
-    authority.cert_pem.write_to_path(str(ca))
-    with Upstream(directory, name="secure-upstream", certificate=(chain, key), ca=ca) as running:
+    with secure_upstream_in(tmp_path_factory.mktemp("secure-upstream")) as running:
         yield running
 
 

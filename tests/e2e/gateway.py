@@ -18,6 +18,7 @@ from typing import Any, Self, TypeVar
 import openai
 import psutil
 import requests
+import trustme
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -246,6 +247,18 @@ def _environment(extra: Mapping[str, str] | None) -> dict[str, str]:
 # -------------------------------------------------------------------- the fake upstream
 
 
+def secure_upstream_in(directory: Path) -> "Upstream":
+    """A fake upstream that speaks TLS; nobody trusts its certificate but who trusts its `ca`."""
+    authority = trustme.CA()
+    issued = authority.issue_cert("127.0.0.1", "localhost")
+    key, chain, ca = (directory / name for name in ("key.pem", "chain.pem", "ca.pem"))
+    issued.private_key_pem.write_to_path(str(key))
+    for pem in issued.cert_chain_pems:
+        pem.write_to_path(str(chain), append=True)
+    authority.cert_pem.write_to_path(str(ca))
+    return Upstream(directory, name="secure-upstream", certificate=(chain, key), ca=ca)
+
+
 @dataclass(frozen=True)
 class Seen:
     """One request as the fake upstream remembers it."""
@@ -449,7 +462,8 @@ class Upstream(Server):
         Action, singly or together: `status`, `body` (JSON or text), `headers`; `delay_s`;
         `close="before_body" | "mid_body" | "mid_request"` with `after_bytes`; `hang=True |
         "mid_body"`; `early=True` answers `status` before the body is read; `handle=True` does what
-        was asked before it fails (the file is stored, its answer lost).
+        was asked before it fails (the file is stored, its answer lost); `trickle_s` pauses between
+        any 16 bytes of the answer; `content_length` says so many bytes more than there are.
         """
         match = {"method": method, "path_prefix": path_prefix, "path_regex": path_regex}
         body = {
@@ -460,6 +474,11 @@ class Upstream(Server):
             "skip": skip,
         }
         return int(self.control("POST", "/faults", body)["id"])
+
+    def hits(self, *faults: int) -> int:
+        """How many requests have failed by these."""
+        known = self.control("GET", "/faults")
+        return sum(int(fault["hits"]) for fault in known if fault["id"] in faults)
 
     def clear_faults(self) -> None:
         """No more faults; who is being kept waiting goes on."""

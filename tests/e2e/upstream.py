@@ -36,6 +36,8 @@ from werkzeug.sansio.multipart import Data, Epilogue, Field, File, MultipartDeco
 
 PIECE = 64 * 1024  # Werkzeug's decoder gets slower with larger pieces.
 FOREVER_S = 3600.0
+TRICKLE = 16
+"""Bytes at a time of an answer that trickles."""
 
 OPENAI_PURPOSES = ("assistants", "batch", "fine-tune", "vision", "user_data", "evals")
 AZURE_PURPOSES = ("assistants", "batch", "fine-tune")
@@ -340,6 +342,10 @@ class FakeUpstream:
             answer = self._handled(exchange, refusal)
         if action.get("close") == "mid_body" or action.get("hang") == "mid_body":
             answer.body = self._cut(exchange, answer, action)
+        if "content_length" in action:
+            self._send_misdeclared(exchange, answer, int(action["content_length"]))
+        if "trickle_s" in action:
+            answer.body = self._trickled(exchange, answer, float(action["trickle_s"]))
         return answer
 
     def _handled(self, exchange: Exchange, refusal: Refusal | None) -> Answer:
@@ -405,6 +411,30 @@ class FakeUpstream:
             _shut(exchange.environ)
 
         return sent()
+
+    def _trickled(self, exchange: Exchange, answer: Answer, pause_s: float) -> Iterator[bytes]:
+        whole = answer.body if isinstance(answer.body, bytes) else b"".join(answer.body)
+        answer.headers["Content-Length"] = str(len(whole))
+
+        def sent() -> Iterator[bytes]:
+            for n in range(0, len(whole), TRICKLE):
+                self._pause(exchange, pause_s)
+                yield whole[n : n + TRICKLE]
+
+        return sent()
+
+    def _send_misdeclared(self, exchange: Exchange, answer: Answer, more: int) -> None:
+        """Send an answer that has `more` bytes less than it says, or, below zero, that many more.
+
+        Gunicorn would cut it to what it says. Who waits for the rest is kept waiting.
+        """
+        whole = answer.body if isinstance(answer.body, bytes) else b"".join(answer.body)
+        answer.headers["Content-Length"] = str(len(whole) + more)
+        head = "".join(f"{name}: {value}\r\n" for name, value in answer.headers.items())
+        sent = f"HTTP/1.1 {answer.status} Fake\r\n{head}\r\n".encode() + whole
+        exchange.environ["gunicorn.socket"].sendall(sent)
+        self._pause(exchange, FOREVER_S if more > 0 else 0.2)
+        raise Closed
 
     def _start(self, answer: Answer, start_response: Callable) -> None:
         if isinstance(answer.body, bytes):
@@ -1311,7 +1341,7 @@ class FakeUpstream:
         skip: int = 0,
     ) -> Answer:
         known = {"status", "body", "headers", "delay_s", "close", "after_bytes"}
-        known |= {"hang", "handle", "early"}
+        known |= {"hang", "handle", "early", "trickle_s", "content_length"}
         if unknown := set(action) - known:
             raise ValueError(f"unknown in action: {sorted(unknown)}")
         if action.get("close") not in (None, "before_body", "mid_body", "mid_request"):
