@@ -4,10 +4,13 @@ import datetime as dt
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, func, or_, select, update
+from sqlalchemy import ColumnElement, Select, and_, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from app.db.tables import Copy, File, now
+
+_RENEWED = ("ready", "missing", "expired")
+"""States that a copy can be in while it is stored again."""
 
 
 def due(session: Session, moment: dt.datetime, limit: int) -> list[str]:
@@ -132,23 +135,50 @@ def link(session: Session, copy: Copy, raw: str) -> bool:
     return _change(session, {"deployment_file_id": raw}, Copy.id == copy.id)
 
 
+def unlink(session: Session, copy_id: str, raw: str) -> None:
+    """Take a link back that turned out to lead nowhere."""
+    _change(
+        session,
+        {"deployment_file_id": None},
+        Copy.id == copy_id,
+        Copy.deployment_file_id == raw,
+    )
+
+
 def has_live_twin(session: Session, copy: Copy, file: File, moment: dt.datetime) -> bool:
-    """Whether a living process stores another file of this name, size and purpose there now."""
-    query = (
+    """Whether a living process stores another file of this name, size and purpose there now.
+
+    It may be a new one, or one that is stored again.
+    """
+    is_new = and_(Copy.state == "intended", File.state == "uploading")
+    is_renewed = and_(Copy.state.in_(_RENEWED), File.state == "ready")
+    twins = _twins(copy, file).where(Copy.lease_until > moment, or_(is_new, is_renewed))
+    return session.scalar(twins.limit(1)) is not None
+
+
+def has_lost_twin(session: Session, copy: Copy, file: File) -> bool:
+    """Whether an upload of another content under this name, size and purpose is lost too."""
+    lost = _twins(copy, file).where(
+        Copy.state.in_(("intended", "deleting")),
+        Copy.deployment_file_id.is_(None),
+        Copy.next_look_at.is_not(None),
+        File.sha256.is_distinct_from(file.sha256),
+    )
+    return session.scalar(lost.limit(1)) is not None
+
+
+def _twins(copy: Copy, file: File) -> Select[str]:
+    return (
         select(Copy.id)
         .join(File, File.id == Copy.file_id)
         .where(
             Copy.deployment_id == copy.deployment_id,
             Copy.id != copy.id,
-            Copy.state == "intended",
-            Copy.lease_until > moment,
-            File.state == "uploading",
             File.filename == file.filename,
             func.coalesce(Copy.sent_bytes, File.bytes) == sent_bytes(copy, file),
             File.purpose == file.purpose,
         )
     )
-    return session.scalar(query.limit(1)) is not None
 
 
 def linked(session: Session, deployment_id: str, raw_ids: Collection[str]) -> set[str]:

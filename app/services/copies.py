@@ -6,6 +6,8 @@ from collections.abc import Collection, Sequence
 from contextlib import suppress
 from functools import partial
 
+from sqlalchemy.orm import Session
+
 from app import faults
 from app.db import copies as work_rows
 from app.db import files as rows
@@ -15,6 +17,7 @@ from app.errors import (
     Conflict,
     DatabaseUnavailable,
     GatewayError,
+    NotFound,
     UpstreamError,
     UpstreamRejected,
 )
@@ -48,6 +51,11 @@ def is_certain(error: GatewayError) -> bool:
         isinstance(error, UpstreamError)
         and (error.retryable or error.code == "upstream_auth_failed")
     )
+
+
+def _refuse_live_twin(session: Session, copy: Copy, file: File) -> None:
+    if work_rows.has_live_twin(session, copy, file, now()):
+        raise UpstreamError("a file of the same name and size is being stored there")
 
 
 class Copies:
@@ -117,10 +125,10 @@ class Copies:
         cannot be told from what somebody uploads at this moment.
         """
         provider = self.route_of(copy).provider
-        if provider.id_of(copy.upload_key or "") is None:
+        is_searched = provider.id_of(copy.upload_key or "") is None
+        if is_searched:
             with self._database.read() as session:
-                if work_rows.has_live_twin(session, copy, file, now()):
-                    raise UpstreamError("a file of the same name and size is being stored there")
+                _refuse_live_twin(session, copy, file)
         attempt = Attempt(
             key=copy.upload_key or "",
             filename=file.filename,
@@ -136,9 +144,45 @@ class Copies:
             if each.id in known:
                 continue
             with self._database.write() as session:
-                if work_rows.link(session, copy, each.id):
-                    return each
+                if is_searched:
+                    # Begun since it was asked for above, it may be what was found.
+                    _refuse_live_twin(session, copy, file)
+                is_linked = work_rows.link(session, copy, each.id)
+            if is_linked and (not is_searched or self._is_there(provider, copy, each.id)):
+                return each
         return None
+
+    def _is_there(self, provider: Provider, copy: Copy, raw: str) -> bool:
+        """Whether what was found and linked still exists; else the link is undone.
+
+        A twin may have been linked to it, and both removed, since the upstream's list was made.
+        """
+        try:
+            provider.retrieve(raw)
+        except NotFound:
+            self._unlink(copy, raw)
+            return False
+        except GatewayError:
+            self._unlink(copy, raw)
+            raise
+        return True
+
+    def _unlink(self, copy: Copy, raw: str) -> None:
+        with self._database.write() as session:
+            work_rows.unlink(session, copy.id, raw)
+
+    def has_lost_twin(self, file: File, copy: Copy) -> bool:
+        """Whether what is found might be another content: one of the same name and size is lost."""
+        if self.route_of(copy).provider.id_of(copy.upload_key or "") is not None:
+            return False
+        with self._database.read() as session:
+            return work_rows.has_lost_twin(session, copy, file)
+
+    def discard_lost(self, file: File, copy: Copy) -> None:
+        """Remove everything that the lost attempt may have stored, whichever of it that is."""
+        while (found := self.lost(file, copy)) is not None:
+            self.route_of(copy).provider.delete(found.id)
+            self._unlink(copy, found.id)
 
     # Remove
 
@@ -230,6 +274,7 @@ class Copies:
             self.erase(copy)
         elif copy.upload_key and copy.state in ("intended", "deleting"):
             # Its answer was lost: it may be there all the same.
-            found = self.lost(file, copy)
-            if found is not None:
+            if self.has_lost_twin(file, copy):
+                self.discard_lost(file, copy)
+            elif (found := self.lost(file, copy)) is not None:
                 self.route_of(copy).provider.delete(found.id)

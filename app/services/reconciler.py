@@ -121,7 +121,12 @@ class Reconciler:
         for copy in copies:
             if copy.deployment_file_id or copy.state not in ("intended", "deleting"):
                 continue
-            found = self._copies.lost(file, copy)
+            found = None
+            if self._copies.has_lost_twin(file, copy):
+                # One that is taken for the other's would leave the other with the wrong bytes.
+                self._copies.discard_lost(file, copy)
+            else:
+                found = self._copies.lost(file, copy)
             if found is not None:
                 copy.deployment_file_id = found.id
             elif self._counted(copy) <= _SURE_AFTER_LOOKS:
@@ -175,6 +180,11 @@ class Reconciler:
 
     def _find(self, held: Held, copy: Copy) -> None:
         """A copy whose answer was lost, of a file that others hold: it is there, or it is not."""
+        if self._copies.has_lost_twin(held.file, copy):
+            # Nobody can tell one's bytes from the other's: both are stored again.
+            self._copies.discard_lost(held.file, copy)
+            self._settle(copy, state="missing", next_look_at=now())
+            return
         found = self._copies.lost(held.file, copy)
         if found is not None:
             facts = copy_facts(found)

@@ -1,7 +1,9 @@
 """The worker's looks at copies: everything that was cut off comes to its end, from rows alone."""
 
 import datetime as dt
+import hashlib
 import time
+from contextlib import suppress
 
 import pytest
 from sqlalchemy import func, select, update
@@ -9,7 +11,7 @@ from sqlalchemy import func, select, update
 from app import faults
 from app.db import copies as work_rows
 from app.db.tables import Copy, File, now
-from app.errors import UpstreamError, UpstreamRejected, UpstreamTimeout
+from app.errors import DeleteIncomplete, UpstreamError, UpstreamRejected, UpstreamTimeout
 from app.services.router import Hints
 from tests.builders import make_deployment, make_upload
 from tests.conftest import Gateway, make_gateway
@@ -247,6 +249,126 @@ def test_two_lost_copies_of_one_name_are_both_found(gateway, alice):
     assert len(stored(gateway)["b-1"]) == 2
     work(gateway, 5)
     assert stored(gateway) == NOTHING
+
+
+def test_what_another_look_has_removed_meanwhile_is_not_taken_for_found(gateway, alice):
+    """The upstream's list is older than the removal: another one of its files is the lost one."""
+    fake = gateway.fakes["b-1"]
+    for _ in range(2):
+        fake.fail_next(LOST, method="upload", after_doing=True)
+        with pytest.raises(UpstreamTimeout):
+            gateway.upload(alice, CONTENT)
+    forget_leases(gateway)
+    first, second = (c.id for c in rows(gateway)[1] if c.deployment_id == "b-1")
+    attempted, looking = fake.attempted, True
+
+    def stale(attempt):
+        nonlocal looking
+        found = list(attempted(attempt))
+        if looking:
+            looking = False
+            # Another worker finds one of them, removes it, and its row with it.
+            gateway.rooms.reconciler.look(second)
+            assert len(fake.stored) == 1
+        return iter(found)
+
+    fake.attempted = stale
+    gateway.rooms.reconciler.look(first)
+    assert fake.stored == {}
+    work(gateway, 5)
+    assert stored(gateway) == NOTHING
+    assert rows(gateway) == ([], [])
+
+
+def test_a_list_that_cannot_be_trusted_links_nothing(gateway, alice):
+    fake = gateway.fakes["b-1"]
+    fake.fail_next(LOST, method="upload", after_doing=True)
+    with pytest.raises(UpstreamTimeout):
+        gateway.upload(alice, CONTENT)
+    fake.fail_next(UpstreamTimeout("no answer"), method="retrieve")
+    work(gateway)
+    assert [copy.deployment_file_id for copy in rows(gateway)[1]] == [None]
+    work(gateway, 5)
+    assert stored(gateway) == NOTHING
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_two_lost_copies_of_two_contents_are_never_exchanged(gateway, alice, order):
+    contents = [b"content", b"CONTENT"]
+    for content in contents:
+        gateway.fakes["a-2"].fail_next(LOST, method="upload", after_doing=True)
+        gateway.upload(alice, content)
+    files, _ = rows(gateway)
+    wanted = {
+        file.id: content
+        for file in files
+        for content in contents
+        if hashlib.sha256(content).hexdigest() == file.sha256
+    }
+    for _ in range(8):
+        forget_leases(gateway)
+        for copy_id in gateway.rooms.reconciler.due()[::order]:
+            gateway.rooms.reconciler.look(copy_id)
+    for copy in rows(gateway)[1]:
+        assert copy.state == "ready"
+        fake = gateway.fakes[copy.deployment_id]
+        assert fake.contents[copy.deployment_file_id] == wanted[copy.file_id]
+    assert len(gateway.fakes["a-2"].stored) == 2
+
+
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize("how", ["failed", "deleted"])
+def test_a_lost_copy_that_is_removed_takes_no_other_content_along(gateway, alice, how, order):
+    fake = gateway.fakes["a-2"]
+    fake.fail_next(LOST, method="upload", after_doing=True)
+    gateway.upload(alice, b"content")
+    fake.fail_next(LOST, method="upload", after_doing=True)
+    if how == "failed":
+        gateway.fakes["b-1"].fail_next(BROKEN, method="upload")
+        with pytest.raises(UpstreamError):
+            gateway.upload(alice, b"CONTENT")
+    else:
+        gateway.fakes["a-2"].fail_next(LOST, method="attempted")
+        doomed = gateway.upload(alice, b"CONTENT")
+        with suppress(DeleteIncomplete):
+            gateway.files.delete(alice, doomed, Hints())
+    for _ in range(8):
+        forget_leases(gateway)
+        for copy_id in gateway.rooms.reconciler.due()[::order]:
+            gateway.rooms.reconciler.look(copy_id)
+    assert stored(gateway) == {key: [b"content"] for key in gateway.fakes}
+
+
+def test_a_lost_copy_is_not_confused_with_what_is_stored_again_at_this_moment(gateway, alice):
+    fake = gateway.fakes["a-2"]
+    gateway.upload(alice, CONTENT)
+    [raw] = fake.stored
+    fake.fail_next(LOST, method="upload")
+    gateway.upload(alice, CONTENT)
+    lost = next(copy.id for copy in rows(gateway)[1] if copy.state == "intended")
+    linked: list[str | None] = []
+    fake.lose(raw)
+    with gateway.database.write() as session:
+        renewed = update(Copy).where(Copy.deployment_file_id == raw)
+        session.execute(renewed.values(state="missing", next_look_at=now()))
+
+    def look() -> None:
+        fake.during_upload = lambda: None
+        made = fake.upload(make_upload(CONTENT))
+        forget = update(Copy).where(Copy.id == lost)
+        with gateway.database.write() as session:
+            past = now() - dt.timedelta(seconds=1)
+            session.execute(forget.values(lease_until=None, next_look_at=past))
+        gateway.rooms.reconciler.look(lost)
+        linked.append(next(c for c in rows(gateway)[1] if c.id == lost).deployment_file_id)
+        fake.lose(made.id)
+
+    fake.during_upload = look
+    for copy_id in [c.id for c in rows(gateway)[1] if c.state == "missing"]:
+        gateway.rooms.reconciler.look(copy_id)
+    assert linked == [None]
+    work(gateway, 6)
+    assert len(fake.stored) == 2
 
 
 def test_a_lost_copy_is_not_confused_with_what_is_uploaded_at_this_moment(gateway, alice):
