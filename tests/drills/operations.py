@@ -39,8 +39,9 @@ def upload(client: Any, world: World, content: bytes | None = None, **fields: An
     """A file's id, or None when the gateway refused."""
     fields.setdefault("purpose", "user_data")
     name = fields.pop("filename", "drill.bin")
+    headers = {**OWNER, **fields.pop("headers", {})}
     data = {**fields, "file": (io.BytesIO(content or world.content), name)}
-    answer = client.post("/v1/files", data=data, headers=OWNER)
+    answer = client.post("/v1/files", data=data, headers=headers)
     assert answer.status_code < 500 or answer.json["error"]["type"], answer.data
     return answer.json.get("id")
 
@@ -176,6 +177,11 @@ OPERATIONS = (
         "upload whose content is kept",
         _upload(target_model_names="a, b"),
         general=(("keep_content", True),),
+    ),
+    Operation(
+        "upload with an idempotency key",
+        _upload(target_model_names="a, b", headers={"Idempotency-Key": "drill"}),
+        is_repeated=True,
     ),
     Operation(
         "upload that one model refuses",
