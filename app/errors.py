@@ -34,6 +34,7 @@ OperationRefused: a command that was not carried out.
 Types and envelope: OpenAI API reference, "Error codes"; read 2026-11.
 """
 
+import errno
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -199,6 +200,10 @@ class DatabaseUnavailable(GatewayError):
 
     def __init__(self, message: str = "the database does not answer; try again shortly") -> None:
         super().__init__(message)
+
+
+NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""What the system says when a file cannot grow: the disk, a quota or the process's own limit."""
 
 
 class StorageFull(GatewayError):

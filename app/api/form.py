@@ -1,6 +1,5 @@
 """A multipart form read as it arrives: fields in memory, the one file to the spool."""
 
-import errno
 import hashlib
 import mimetypes
 import os
@@ -17,7 +16,7 @@ from flask import request
 from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge
 from werkzeug.sansio.multipart import Data, Epilogue, Field, File, MultipartDecoder, NeedData
 
-from app.errors import InvalidRequest, StorageFull, TooLarge
+from app.errors import NO_SPACE, InvalidRequest, StorageFull, TooLarge
 
 READ_BYTES = 64 * 1024
 """Werkzeug's decoder slows down by four with pieces of 1 MB."""
@@ -27,7 +26,6 @@ MAX_FILENAME = 500
 MAX_CONTENT_TYPE = 2000
 _FORM_OVERHEAD_BYTES = 2 * MAX_FIELDS_BYTES
 
-_NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 _TYPE = re.compile(r"[a-z0-9][a-z0-9!#$&^_.+-]*/[a-z0-9][a-z0-9!#$&^_.+-]*")
 _TYPES = mimetypes.MimeTypes()  # Python's own table: the same answer on every machine.
 # What the table leaves out, or calls by an older name than providers do.
@@ -215,7 +213,7 @@ class _Reader:
                     digest.update(piece)
                     out.write(piece)
         except OSError as error:
-            if error.errno in _NO_SPACE:
+            if error.errno in NO_SPACE:
                 raise StorageFull from error
             raise
         name = clean_filename(part.filename)

@@ -10,14 +10,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from app.errors import StorageFull, UpstreamError
+from app.errors import NO_SPACE, StorageFull, UpstreamError
 from app.transfers import Upload
 
 PIECE = 1024 * 1024
 """Bytes that are in memory at a time."""
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 _NO_LINK = frozenset(
     {errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EXDEV, errno.EMLINK}
 )
@@ -142,7 +141,7 @@ class ContentStore:
         try:
             yield
         except OSError as error:
-            if error.errno in _NO_SPACE:
+            if error.errno in NO_SPACE:
                 raise StorageFull from error
             raise self._failed(error) from error
 

@@ -1,6 +1,5 @@
 """Batch input files: the rows checked before anything is sent, and each deployment's own copy."""
 
-import errno
 import hashlib
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -9,7 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
-from app.errors import InvalidRequest, ModelAccessDenied, StorageFull, TooLarge, UnknownModel
+from app.errors import (
+    NO_SPACE,
+    InvalidRequest,
+    ModelAccessDenied,
+    StorageFull,
+    TooLarge,
+    UnknownModel,
+)
 from app.providers.protocol import Provider
 from app.providers.wire import jsonl
 from app.providers.wire.jsonl import ENDPOINTS, Row, openai_url
@@ -19,7 +25,6 @@ from app.settings import Settings
 from app.transfers import Upload
 
 MB = 1024 * 1024
-NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 class BatchFiles:

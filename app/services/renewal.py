@@ -16,6 +16,7 @@ from app.db import files as rows
 from app.db.engine import Database
 from app.db.tables import Copy, File, now
 from app.errors import (
+    NO_SPACE,
     ContentNotAvailable,
     FileExpired,
     GatewayError,
@@ -25,7 +26,7 @@ from app.errors import (
     UpstreamTimeout,
 )
 from app.providers.protocol import Provider
-from app.services.batch_files import NO_SPACE, BatchFiles
+from app.services.batch_files import BatchFiles
 from app.services.copies import Copies, is_certain, pause
 from app.services.file_objects import copy_facts, is_over, last_expiry, status_of
 from app.services.kept import Kept

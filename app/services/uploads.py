@@ -6,7 +6,6 @@ moment one wins and the others are told.
 """
 
 import datetime as dt
-import errno
 import hashlib
 import logging
 import re
@@ -24,6 +23,7 @@ from app.db import uploads as rows
 from app.db.engine import Database
 from app.db.tables import UploadPart, UploadSession, now
 from app.errors import (
+    NO_SPACE,
     AmbiguousRouting,
     Conflict,
     DatabaseUnavailable,
@@ -57,7 +57,6 @@ _COMPLETING_AGE = dt.timedelta(minutes=5)
 _KNOWN_AT_ONCE = 500
 _ROW_ID = re.compile(r"[0-9a-f]{32}")
 _ID = re.compile(r"upload_([0-9a-f]{32})")
-_NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 _WHOLE = "whole"
 
 Status = Literal["pending", "completed", "cancelled", "expired"]
@@ -442,7 +441,7 @@ def _join(parts: Sequence[Path], whole: Path, digests: Sequence[Any]) -> int:
     except FileNotFoundError:
         return size  # The whole folder is gone.
     except OSError as error:
-        if error.errno in _NO_SPACE:
+        if error.errno in NO_SPACE:
             raise StorageFull from error
         raise
     return size

@@ -37,6 +37,7 @@ from tests.e2e.serve import Served, quoted
 from tests.e2e.tcp_proxy import TcpProxy
 from tests.e2e.upstream_jobs import rows
 
+MB = 1024 * 1024
 RECOVERY_S = 5.0
 AWAY_S = 5.0
 POOL = 3
@@ -416,12 +417,12 @@ def test_a_file_that_is_locked_for_long(small):
 
 
 @contextmanager
-def full(gateway: Gateway) -> Iterator[None]:
-    """No file of the gateway's grows beyond 8 KB, as when the database's disk has no room."""
+def full(gateway: Gateway, size: int = 8192) -> Iterator[None]:
+    """No file of the gateway's grows beyond `size` bytes, as when its disk has no room."""
     changed: list[tuple[psutil.Process, tuple[int, int]]] = []
     for process in gateway.processes():
         before = process.rlimit(resource.RLIMIT_FSIZE)
-        process.rlimit(resource.RLIMIT_FSIZE, (8192, before[1]))
+        process.rlimit(resource.RLIMIT_FSIZE, (size, before[1]))
         changed.append((process, before))
     try:
         yield
@@ -445,3 +446,21 @@ def test_a_disk_without_room(small):
         content = small.gateway.api("GET", f"/v1/files/{file['id']}/content", key=small.key)
         assert (content.status_code, len(content.content)) == (200, file["bytes"])
     assert inside.spooled(small.gateway) == []
+
+
+def test_a_spool_without_room(small):
+    """The database still has some: it is the file that is too large for what is left."""
+    room = 32 * MB
+    before = small.read().json()
+    with full(small.gateway, room):
+        response = small.gateway.api(
+            "POST",
+            "/v1/files",
+            key=small.key,
+            files={"file": ("large.bin", bytes(room + MB))},
+            data={"purpose": "user_data", "target_model_names": "a,disk"},
+        )
+        assert (response.status_code, response.json()["error"]["code"]) == (507, "storage_full")
+        assert inside.spooled(small.gateway) == []
+        assert small.read().json() == before
+        assert small.upload().status_code == 200
