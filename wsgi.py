@@ -9,6 +9,4 @@ from app.factory import create_app
 try:
     app = create_app(start.prepare(os.environ.get("MANIFOLD_CONFIG", "config.yaml"), os.environ))
 except ConfigError as error:
-    start.explain(error)
-    # gunicorn's word for "do not try again": the whole server stops, with this status.
-    raise SystemExit(3) from None
+    raise SystemExit(start.refused(error, os.environ)) from None

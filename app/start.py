@@ -4,6 +4,7 @@ import logging
 import os
 import stat
 import sys
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +19,10 @@ from app.settings import Settings, load
 
 ANNOUNCED = "MANIFOLD_ANNOUNCED"
 """Set in the environment by the process that has said what is said once, for its children."""
+
+_DO_NOT_TRY_AGAIN = 3
+"""gunicorn's status of a worker that stops the whole server."""
+_PAUSE_SECONDS = 2.0
 
 _OURS = (
     *(f"manifold.db{ending}" for ending in ("", "-wal", "-shm", "-queue", ".migrate.lock")),
@@ -106,6 +111,19 @@ def open_database(settings: Settings) -> Database:
     if database.engine.dialect.name == "sqlite" and in_memory:
         raise ConfigError(["database_url: a database in memory is not shared by the workers"])
     return database
+
+
+def refused(error: ConfigError, environ: Mapping[str, str]) -> int:
+    """Tell why this process cannot serve; its exit status.
+
+    The first one of a server ends all of it. A later one, for which the file has changed since,
+    does not: it waits a little, for another will be started in its place.
+    """
+    explain(error)
+    if ANNOUNCED not in environ:
+        return _DO_NOT_TRY_AGAIN
+    time.sleep(_PAUSE_SECONDS)
+    return 1
 
 
 def explain(error: ConfigError) -> None:

@@ -207,8 +207,18 @@ class Server:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             wait_until(lambda: not any(_alive(each) for each in tree))
+            # A thread that waits for the disk dies later, and keeps the address open until then:
+            # whoever connects would wait with it.
+            wait_until(self._refuses, 60)
         self._ended()
         return process.returncode
+
+    def _refuses(self) -> bool:
+        """Whether nobody listens at the address, if it has one."""
+        if self._address is None:
+            return True
+        with socket.socket() as probe:
+            return probe.connect_ex(self._address) != 0
 
     def _ended(self) -> None:
         self._api.close()

@@ -63,6 +63,10 @@ class Nginx(Server):
         with ExitStack() as stack:
             # Bound here and passed on as in a binary upgrade: nobody guesses a port.
             sockets = [stack.enter_context(each) for each in _listeners()]
+            for each in sockets:
+                # As nginx's own are: two workers wake up for one connection, and whoever does not
+                # get it would wait for the next one, and serve nobody meanwhile.
+                each.setblocking(False)
             plain, plain_v6, secure, secure_v6 = (_name(each) for each in sockets)
             self.plain_url, self.url = f"http://{plain}", f"https://{secure}"
             self.port = sockets[2].getsockname()[1]
