@@ -95,6 +95,12 @@ def _completion() -> click.Command:
     return completion
 
 
+def _import_litellm() -> click.Command:
+    from app.cli.litellm import import_litellm
+
+    return import_litellm
+
+
 _COMMANDS: Mapping[str, Callable[[], click.Command]] = {
     "serve": _serve,
     "worker": _worker,
@@ -109,6 +115,7 @@ _COMMANDS: Mapping[str, Callable[[], click.Command]] = {
     "fsck": _fsck,
     "audit": _audit,
     "master-key": _master_key,
+    "import-litellm": _import_litellm,
     "completion": _completion,
 }
 

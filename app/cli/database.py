@@ -59,10 +59,10 @@ def copy(config: str, source: str | None, target: str) -> None:
     if source is None:
         came_from = start.read(config, os.environ).resolved_database_url
     else:
-        came_from = _url(source, "--from")
+        came_from = address(source, "--from")
     _require_file(came_from)
     found = connect(came_from, pool_size=2)
-    made = connect(_url(target, "--to"), pool_size=2)
+    made = connect(address(target, "--to"), pool_size=2)
     try:
         if migrate.current(found) is None:
             raise OperationRefused("the source has no tables of a gateway")
@@ -73,7 +73,8 @@ def copy(config: str, source: str | None, target: str) -> None:
     click.echo(f"{rows} rows copied, and compared")
 
 
-def _url(said: str, option: str) -> str:
+def address(said: str, option: str) -> str:
+    """The URL that is said, or the one in `env:NAME` or `file:PATH`; a password stands there."""
     kind, _, rest = said.partition(":")
     if kind == "env":
         if url := os.environ.get(rest):

@@ -361,10 +361,10 @@ def test_a_batch_with_rows_that_failed_says_so(shell, account, tmp_path):
 
 def test_an_interrupted_wait_says_how_to_go_on_and_that_works(shell, account, tmp_path):
     (tmp_path / "rows.jsonl").write_bytes(rows(2, "a"))
+    batches = len(account.batches()) + 1
     with account.changed(batch_delay_s=60.0):
         process = shell.start("batches", "run", "rows.jsonl", "--model", "a", "--wait")
-        wait_until(account.batches)
-        batches = len(account.batches())
+        wait_until(lambda: len(account.batches()) == batches)
         time.sleep(0.5)
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=20)
