@@ -95,6 +95,12 @@ def _completion() -> click.Command:
     return completion
 
 
+def _doctor() -> click.Command:
+    from app.cli.doctor import doctor
+
+    return doctor
+
+
 def _import_litellm() -> click.Command:
     from app.cli.litellm import import_litellm
 
@@ -115,6 +121,7 @@ _COMMANDS: Mapping[str, Callable[[], click.Command]] = {
     "fsck": _fsck,
     "audit": _audit,
     "master-key": _master_key,
+    "doctor": _doctor,
     "import-litellm": _import_litellm,
     "completion": _completion,
 }

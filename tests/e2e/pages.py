@@ -118,7 +118,8 @@ class Story:
 
     A shell's block sees what those before it have exported and the directory they have gone to; a
     block of Python has the names of those before it. `replaced` is text of the page that is another
-    one here: addresses of databases, providers and the like; the gateway's is `url`.
+    one here: addresses of databases, providers and the like; the gateway's is `url`, which may be
+    another one from some block on.
     """
 
     def __init__(
@@ -134,9 +135,9 @@ class Story:
         self.blocks = blocks_of(page)
         self.names: dict[str, Any] = dict(names or {})
         self._place = place
-        self._url = url
         self._env = env
-        self._replaced = {ADDRESS: url, **(replaced or {})}
+        self.url = url
+        self._replaced = dict(replaced or {})
 
     def run(self) -> list[str]:
         """Run every block; what each of a shell has printed. Fails at the first that fails."""
@@ -145,14 +146,14 @@ class Story:
     def tell(self, block: Block) -> str | None:
         """Run one block; what it has printed, None for one that is not a shell's."""
         text = block.text
-        for shown, here in self._replaced.items():
+        for shown, here in {ADDRESS: self.url, **self._replaced}.items():
             text = text.replace(shown, here)
         if block.file is not None:
             (self._place / block.file).write_text(text)
         elif block.info == "sh":
             return self._shell(block, text)
         elif block.info.startswith("python"):
-            self.names = run_python(text, self._url, **self.names)
+            self.names = run_python(text, self.url, **self.names)
         elif block.info == "yaml":
             assert configuration(text, self._place / "shown.yaml").deployments, block
         elif block.info == "json":

@@ -53,12 +53,9 @@ class Moved:
 def moved(upstream: Upstream, start_gateway: StartGateway) -> Iterator[Moved]:
     """What LiteLLM had done before: files, batches and a job at the provider, and its rows."""
     account = upstream.account("moved", download_any=True, batch_delay_s=0.0)
-    config = {
-        "model_list": [model("gpt-4o", "openai/gpt-4o", account)],
-        "general_settings": QUICK,
-    }
-    gateway = start_gateway(config, workers=1)
-    theirs = deployment_id("gpt-4o", config["model_list"][0]["litellm_params"])
+    entry = model("gpt-4o", "openai/gpt-4o", account)
+    gateway = start_gateway({"model_list": [entry], "general_settings": QUICK}, workers=1)
+    theirs = deployment_id("gpt-4o", entry["litellm_params"])
     direct = openai.OpenAI(
         base_url=account.api_base,
         api_key=account.key,
