@@ -3,7 +3,7 @@
 import datetime as dt
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from email.utils import parsedate_to_datetime
@@ -28,6 +28,7 @@ from app.settings import Deployment, Settings
 
 _SECONDS = 8.0
 _AT_ONCE = 8
+_PASSING = (408, 429)
 _SKEW_SECONDS, _WRONG_SECONDS = 30.0, 300.0
 
 
@@ -88,7 +89,8 @@ def _named(settings: Settings) -> Iterator[tuple[str, Deployment]]:
 
 def _origin(address: str) -> str:
     parts = urlsplit(address)
-    return f"{parts.scheme}://{parts.netloc}"
+    # Whatever stands before an @ is nobody's business.
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
 
 
 def _way(address: str) -> list[Finding]:
@@ -157,36 +159,43 @@ def _credential(broken: Mapping[str, str], asked: tuple[str, Deployment, Provide
     """Whether an account takes its credential."""
     key, deployment, provider = asked
     name = deployment.model_name or deployment.provider
-    check, where = "credentials", f"{key} ({name})"
+    where = f"{key} ({name})"
+    if not provider.addresses:
+        return ok("credentials", f"{where}: on this machine, needs none")
+    unreached = [broken[_origin(at)] for at in provider.addresses if _origin(at) in broken]
+    if unreached:
+        level, told, cure = fault, f"not asked; {unreached[0]}", "see reachability"
+    else:
+        try:
+            provider.check_access()
+        except (NotFound, NotSupported):
+            # It knows who asks, and has no such thing.
+            return ok("credentials", f"{where}: taken")
+        except GatewayError as error:
+            level, told, cure = _refused(key, error)
+        else:
+            return ok("credentials", f"{where}: taken")
     why = f"{name} cannot be used by this account"
-    for address in provider.addresses:
-        if _origin(address) in broken:
-            cure = "see reachability"
-            return fault(check, f"{where}: not asked; {broken[_origin(address)]}", why, cure)
-    try:
-        provider.check_access()
-    except (NotFound, NotSupported):
-        # It knows who asks, and has no such thing.
-        pass
-    except UpstreamAuthFailed as error:
-        return fault(
-            check,
-            f"{where}: {error.message}",
-            why,
-            f"put a key that works into {key}, or into the environment variable that it names; "
-            "organization, project and api_base must belong to the key",
-        )
-    except UpstreamTimeout as error:
-        cure = "try again; if it stays so, look at the provider's status page"
-        return warning(check, f"{where}: {error.message}", why, cure)
-    except UpstreamRejected as error:
-        cure = f"look at {key}: api_base, api_version, project and region must fit together"
-        level = warning if error.status in (408, 429) or error.status >= 500 else fault
-        return level(check, f"{where}: {error.status}: {error.message}", why, cure)
-    except GatewayError as error:
-        cure = f"look at {key}, and at the server there"
-        return fault(check, f"{where}: {error.message}", why, cure)
-    return ok(check, f"{where}: taken")
+    return level("credentials", f"{where}: {told}", why, cure)
+
+
+def _refused(key: str, error: GatewayError) -> tuple[Callable[..., Finding], str, str]:
+    """How bad a refusal is, what it says, and what to do about it."""
+    match error:
+        case UpstreamAuthFailed():
+            cure = (
+                f"put a key that works into {key}, or into the environment variable that it names; "
+                "organization, project and api_base must belong to the key"
+            )
+            return fault, error.message, cure
+        case UpstreamTimeout():
+            cure = "try again; if it stays so, look at the provider's status page"
+            return warning, error.message, cure
+        case UpstreamRejected():
+            cure = f"look at {key}: api_base, api_version, project and region must fit together"
+            level = warning if error.status in _PASSING or error.status >= 500 else fault
+            return level, f"{error.status}: {error.message}", cure
+    return fault, error.message, f"look at {key}, and at the server there"
 
 
 def _models(

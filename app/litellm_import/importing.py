@@ -50,6 +50,7 @@ class Import:
         self._report = report
         self._teams: dict[str, Row] = {}
         self._left_users: dict[str, str] = {}
+        self._blank: set[str] = set()
         self._gone: set[tuple[str, str]] = set()
 
     def run(self, asked: Asked) -> Report:
@@ -259,7 +260,7 @@ class Import:
                 for row in self._source.some(theirs.USERS, "user_id", wanted, ["user_id"])
             }
             there |= {people.team_user(team) for team in self._teams}
-            there.add(people.DEFAULT_USER)
+            there |= {people.DEFAULT_USER, *self._blank}
         folded = {user_id.casefold() for user_id in wanted - there}
         taken = set(session.scalars(select(User.id_folded).where(User.id_folded.in_(folded))))
         blank: list[dict[str, Any]] = []
@@ -269,6 +270,7 @@ class Import:
                     raise Left("another user's id differs in letter case only")
                 blank.append(people.blank_user(user_id))
                 taken.add(user_id.casefold())
+                self._blank.add(user_id)
                 self._report.add("user", user_id, "taken")
         self._insert(session, User, blank, asked)
         return [row for row in rows if row["user_id"] not in self._left_users]

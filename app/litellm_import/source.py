@@ -97,7 +97,8 @@ class Source:
         oldest = order if order in self._columns[table] else column
         query = text(
             f"""SELECT "{column}" FROM "{table}" WHERE lower("{column}") IN (
-            SELECT lower("{column}") FROM "{table}" GROUP BY 1 HAVING count(*) > 1)
+            SELECT lower("{column}") FROM "{table}" WHERE "{column}" <> ''
+            GROUP BY 1 HAVING count(*) > 1)
             ORDER BY "{oldest}" NULLS LAST, 1"""  # noqa: S608  # likewise
         )
         return [value for value in self._connection.execute(query).scalars() if value is not None]

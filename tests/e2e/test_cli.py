@@ -48,7 +48,7 @@ class Shell:
     def __init__(self, gateway: Gateway, place: Path, key: str | None = None) -> None:
         self.place = place
         self.env = {
-            **plain_environment(),
+            **{k: v for k, v in plain_environment().items() if not k.lower().endswith("_proxy")},
             "MANIFOLD_URL": gateway.url,
             "MANIFOLD_API_KEY": key or gateway.master_key,
         }

@@ -87,6 +87,9 @@ class Installation:
 
 @pytest.fixture
 def broken(tmp_path: Path, account: Account, monkeypatch: pytest.MonkeyPatch) -> Installation:
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     # What this machine's own nginx says is not the matter here.
     monkeypatch.setenv("PATH", "/nowhere")
