@@ -26,6 +26,7 @@ from app.settings import Settings
 from tests.e2e import inside
 from tests.e2e.conftest import StartGateway
 from tests.e2e.gateway import MANIFOLD, ROOT, Account, Upstream, model
+from tests.e2e.google import GoogleUpstream
 from tests.e2e.nginx import Nginx, is_installed
 from tests.e2e.serve import free_port, plain_environment
 
@@ -330,6 +331,23 @@ def test_18_sqlite_on_a_file_system_of_the_network(broken, monkeypatch):
     monkeypatch.setattr(machine, "file_system_of", lambda _folder: "nfs4")
     [found] = [f for f in broken.findings() if "nfs4" in f.what]
     assert found.level == "fault" and "PostgreSQL" in found.cure
+
+
+def test_19_accounts_at_google_and_an_engine(broken, upstream, tmp_path):
+    engine = upstream.account("doctor-engine", "engine")
+    with GoogleUpstream(tmp_path) as google:
+        broken.config["model_list"] += [
+            google.vertex("vertex"),
+            google.studio("studio"),
+            google.studio("wrong", api_key="AIza-wrong"),
+            model("engine", "hosted_vllm/llama", engine),
+        ]
+        found = broken.trouble("credentials")
+        told = [f.what for f in broken.findings() if f.check == "credentials" and f.level == "ok"]
+    assert found.level == "fault" and "model_list.4 (wrong)" in found.what
+    assert "AIza-wrong" not in repr(found)
+    for name in ("vertex", "studio", "engine"):
+        assert any(f"({name}): taken" in each for each in told), told
 
 
 def test_the_address_of_a_gateway_is_tried_with_a_file_of_full_size(
