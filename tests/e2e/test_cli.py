@@ -168,8 +168,8 @@ def test_a_hostile_name_is_written_here_and_nowhere_else(shell, gateway, tmp_pat
 
 
 def test_a_large_file_needs_no_memory_and_shows_how_far_it_is(shell, gateway, tmp_path):
-    """512 MB both ways; on a terminal with a bar that tells speed and time left."""
-    size = 512 * MB
+    """128 MB both ways; on a terminal with a bar that tells speed and time left."""
+    size = 128 * MB
     with (tmp_path / "large.bin").open("wb") as file:
         file.truncate(size)
     client_side, terminal = os.openpty()
@@ -216,7 +216,7 @@ def test_a_large_file_needs_no_memory_and_shows_how_far_it_is(shell, gateway, tm
     os.close(terminal)
     listening.join(5)
     os.close(client_side)
-    print(f"the client grew by {grown / MB:.0f} MB for 512 MB")
+    print(f"the client grew by {grown / MB:.0f} MB for 128 MB")
     assert grown < 32 * MB
     assert (tmp_path / "back.bin").stat().st_size == size
     bar = "".join(seen)
