@@ -102,6 +102,10 @@ class Gemini(Provider):
     def upload(self, upload: Upload) -> StoredFile:
         return self._files.put(upload, upload.key or os.urandom(16).hex())
 
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        return (self._base,)
+
     def retrieve(self, file_id: str) -> StoredFile:
         made = self._batches.output(file_id)
         return made if made is not None else stored(self._files.get(file_id))

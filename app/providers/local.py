@@ -124,6 +124,14 @@ class Local(Provider):
     def account(self) -> str:
         return self._folder.name
 
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        return () if self._engine is None else (self._engine.base_url,)
+
+    def check_access(self) -> None:
+        if self._engine is not None:
+            self._engine.json("GET", "/models")
+
     def id_of(self, key: str) -> str | None:
         return f"file-{key}"
 

@@ -161,6 +161,19 @@ class Provider:
         told = json.dumps([self.name, dict(self.deployment.params)], sort_keys=True, default=str)
         return hashlib.sha256(told.encode()).hexdigest()
 
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Where its requests go, for those who look at the way there; none for this machine."""
+        return ()
+
+    def check_access(self) -> None:
+        """Ask for something small that only a valid credential is told.
+
+        Raises what any request would, UpstreamAuthFailed for example; NotFound means that the
+        credential is taken.
+        """
+        next(iter(self.files()), None)
+
     def upload(self, upload: Upload) -> StoredFile:
         """Store a copy and return what the upstream calls it.
 

@@ -76,7 +76,7 @@ class Upstream:
         refusal: Refusal = lambda _status, _body: None,
     ) -> None:
         self._refusal = refusal
-        self._base_url = base_url.rstrip("/")
+        self.base_url = base_url.rstrip("/")
         self._headers = headers
         self._deployment = deployment
         self._timeout = (CONNECT_TIMEOUT_SECONDS, deployment.timeout_seconds)
@@ -194,7 +194,7 @@ class Upstream:
         try:
             return session.request(
                 method,
-                self._base_url + path,
+                self.base_url + path,
                 params=params,
                 data=data,
                 headers={**self._headers(), **(headers or {})},

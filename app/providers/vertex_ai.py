@@ -161,6 +161,10 @@ class VertexAI(Provider):
             bucket.put(FOLDER + key + ROWS, upload.open, upload.size, "application/jsonl")
         return _stored(made, key)
 
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        return (self._upstream.base_url, self._storage.base_url)
+
     def retrieve(self, file_id: str) -> StoredFile:
         if (made := self._batches.output(file_id)) is not None:
             return made
