@@ -2,7 +2,7 @@
 
 `/v1/...` relays to an upstream after one look-up in SQLite, `/sqlite/v1/...` answers from SQLite.
 Nobody is asked for a key and nothing is checked. BARE_DATABASE is the database's path,
-BARE_UPSTREAMS the upstreams' base URLs with commas between them.
+BARE_UPSTREAM the upstream's base URL.
 """
 
 import os
@@ -20,7 +20,7 @@ _RELAYED = ("Content-Type", "Content-Length")
 _OPEN = threading.local()
 
 app = Flask(__name__)
-_upstreams = os.environ.get("BARE_UPSTREAMS", "").split(",")
+_base = os.environ.get("BARE_UPSTREAM", "")
 
 
 def _database() -> sqlite3.Connection:
@@ -82,34 +82,34 @@ def stored_page() -> Response:
 @app.get("/v1/files")
 def page() -> Response:
     """The upstream's page."""
-    return _relayed(_upstream().get(f"{_upstreams[0]}/files", headers=_headers()))
+    return _relayed(_upstream().get(f"{_base}/files", headers=_headers()))
 
 
 @app.get("/v1/files/<file_id>")
 def retrieve(file_id: str) -> Response:
     """The upstream's file object."""
-    url = f"{_upstreams[0]}/files/{_row(file_id)[1]}"
+    url = f"{_base}/files/{_row(file_id)[1]}"
     return _relayed(_upstream().get(url, headers=_headers()))
 
 
 @app.get("/v1/files/<file_id>/content")
 def content(file_id: str) -> Response:
     """The upstream's bytes as they come."""
-    url = f"{_upstreams[0]}/files/{_row(file_id)[1]}/content"
+    url = f"{_base}/files/{_row(file_id)[1]}/content"
     answer = _upstream().get(url, headers=_headers(), stream=True)
     return _relayed(answer, iter(lambda: answer.raw.read(PIECE), b""))
 
 
 @app.post("/v1/files")
 def create() -> Response:
-    """The first upstream's answer; `?targets=N` sends to N of them at the same time."""
+    """The upstream's first answer; `?targets=N` sends the file N times at the same time."""
     targets = int(request.args.get("targets", "1"))
     length = int(request.headers["Content-Length"])
     pieces = iter(lambda: request.stream.read(PIECE), b"")
     if targets > 1:
         return _relayed(_to_all(pieces, length, targets)[0])
     data = request.stream.read() if length <= PIECE else _Sized(pieces, length)
-    return _relayed(_upstream().post(_url(0), data=data, headers=_form_headers()))
+    return _relayed(_upstream().post(f"{_base}/files", data=data, headers=_form_headers()))
 
 
 def _to_all(pieces: Iterator[bytes], length: int, targets: int) -> list[requests.Response]:
@@ -121,7 +121,7 @@ def _to_all(pieces: Iterator[bytes], length: int, targets: int) -> list[requests
         data = _Sized(iter(lines[target].get, b""), length)
         with requests.Session() as session:
             session.trust_env = False
-            answers[target] = session.post(_url(target), data=data, headers=headers)
+            answers[target] = session.post(f"{_base}/files", data=data, headers=headers)
 
     threads = [threading.Thread(target=send, args=(target,)) for target in range(targets)]
     for thread in threads:
@@ -144,7 +144,7 @@ def chat() -> Response:
         for part in message["content"] if isinstance(message["content"], list) else ():
             if part["type"] == "file":
                 part["file"]["file_id"] = _row(part["file"]["file_id"])[1]
-    url = f"{_upstreams[0]}/chat/completions"
+    url = f"{_base}/chat/completions"
     is_stream = bool(asked.get("stream"))
     answer = _upstream().post(url, json=asked, headers=_headers(), stream=is_stream)
     if is_stream:
@@ -164,10 +164,6 @@ class _Sized:
 
     def __iter__(self) -> Iterator[bytes]:
         return self._pieces
-
-
-def _url(target: int) -> str:
-    return f"{_upstreams[target]}/files"
 
 
 def _headers() -> dict[str, str]:

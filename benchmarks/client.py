@@ -16,12 +16,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks import content
-from benchmarks.upstream import new_loop
 
 TIMEOUT_SECONDS = 120.0
 _PIECE = content.MB
@@ -120,13 +119,6 @@ class Connection:
         self._held += piece
 
 
-@dataclass
-class _Sent:
-    seconds: float
-    status: int
-    body: str
-
-
 def upload(forms: list[dict[str, Any]]) -> dict[str, Any]:
     """Send all forms at once, each over its own new connection: seconds until all were answered.
 
@@ -155,7 +147,7 @@ def upload(forms: list[dict[str, Any]]) -> dict[str, Any]:
             answers.append((0, f"{type(error).__name__}: {error}"))
 
     begun = time.perf_counter()
-    _together([lambda c=c, f=f: send(c, f) for c, f in zip(connections, forms, strict=True)])
+    _together([partial(send, c, f) for c, f in zip(connections, forms, strict=True)])
     seconds = time.perf_counter() - begun
     for connection in connections:
         connection.socket.close()
@@ -247,8 +239,7 @@ def streams(port: int, request: str, number: int) -> dict[str, Any]:
         begun = time.perf_counter()
         return await asyncio.gather(*(one(begun) for _ in range(number)))
 
-    with asyncio.Runner(loop_factory=new_loop) as runner:
-        seen = runner.run(all_of_them())
+    seen = asyncio.run(all_of_them())
     whole = [(first, last) for first, last, is_whole in seen if is_whole]
     return {
         "first_seconds": [first for first, _ in whole],
@@ -304,7 +295,7 @@ def load(port: int, requests: list[str], connections: int, seconds: float) -> di
                     failures.append(status)
 
     begun = time.perf_counter()
-    _together([lambda n=n: ask(n) for n in range(connections)])
+    _together([partial(ask, n) for n in range(connections)])
     taken = time.perf_counter() - begun
     return {
         "requests": len(waited),

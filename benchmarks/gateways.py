@@ -1,12 +1,13 @@
 """What is measured: each gateway as its own command starts it, and how it wants to be asked."""
 
 import base64
+import hashlib
 import json
 import shutil
 import sqlite3
 import sys
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,7 +20,7 @@ from benchmarks.load import FailedError, Target, client
 from benchmarks.processes import ROOT, Tree, Upstream, environment, free_port
 
 TARGETS = 4
-"""How many accounts there are, each with a model `target-N` and, for checks, `checked-N`."""
+"""How many accounts there are, each behind a model `target-N` and, for checks, `checked-N`."""
 WORKERS = 2
 THREADS = 128
 """Of Manifold and of the bare relay: 200 streams need a thread each, however they are spread."""
@@ -27,6 +28,8 @@ FILE_KB = 1
 MASTER_KEY = "sk-benchmark-master-0123456789abcdef"
 ACCOUNT_KEY = "sk-account"
 CHECKED_KEY = "sk-account-checked"
+ROWS_TARGETS = 3
+"""How many accounts are behind the model `rows`."""
 _BOUNDARY = "a-boundary-of-the-benchmark"
 
 
@@ -49,10 +52,10 @@ class Form:
 
 @dataclass
 class Setting:
-    """What all gateways share: a folder, the accounts, and how many rows there are to be."""
+    """What all gateways share: a folder, the upstream, and how many rows there are to be."""
 
     folder: Path
-    upstreams: Sequence[Upstream]
+    upstream: Upstream
     manifold: Path = field(default_factory=lambda: Path(sys.executable).with_name("manifold"))
     keys: int = 500_000
     deep: int = 10_000
@@ -69,7 +72,6 @@ class Gateway:
     prefix: ClassVar[str] = ""
     most_targets: ClassVar[int] = TARGETS
     model: ClassVar[str] = "target-1"
-    slow_model: ClassVar[str] = "slow"
 
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
@@ -141,13 +143,14 @@ class Gateway:
         return self.request("GET", f"/files/{file_id}/content")
 
     def chat(self, *, stream: bool = False, slow: bool = False) -> Target:
-        """A chat with a file id, plain or as a stream."""
+        """A chat with a file id, plain, as a stream, or as a stream that takes its time."""
+        question = "What is in this file?" + (" Tell me slowly." if slow else "")
         parts: list[dict[str, Any]] = [
-            {"type": "text", "text": "What is in this file?"},
+            {"type": "text", "text": question},
             {"type": "file", "file": {"file_id": self.file_id}},
         ]
         asked = {
-            "model": self.slow_model if slow else self.model,
+            "model": self.model,
             "messages": [{"role": "user", "content": parts}],
             "stream": stream,
         }
@@ -166,7 +169,8 @@ class Gateway:
     ) -> list[Form]:
         """The uploads that bring a file to so many targets."""
         chosen = self.fields(targets, checked=checked) if fields is None else fields
-        head, tail = _multipart({"purpose": purpose, **chosen})
+        name = "measured.jsonl" if purpose == "batch" else "measured.bin"
+        head, tail = _multipart({"purpose": purpose, **chosen}, name)
         headers = {
             **self.form_headers(checked=checked),
             "Content-Type": f"multipart/form-data; boundary={_BOUNDARY}",
@@ -203,12 +207,12 @@ def _head(method: str, path: str, headers: Mapping[str, str], length: int) -> st
     return "\r\n".join(lines) + "\r\n\r\n"
 
 
-def _multipart(fields: Mapping[str, str]) -> tuple[str, str]:
+def _multipart(fields: Mapping[str, str], name: str) -> tuple[str, str]:
     opening = "".join(
-        f'--{_BOUNDARY}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'
-        for name, value in fields.items()
+        f'--{_BOUNDARY}\r\nContent-Disposition: form-data; name="{field}"\r\n\r\n{value}\r\n'
+        for field, value in fields.items()
     )
-    disposition = 'Content-Disposition: form-data; name="file"; filename="measured.bin"'
+    disposition = f'Content-Disposition: form-data; name="file"; filename="{name}"'
     kind = "Content-Type: application/octet-stream"
     head = f"{opening}--{_BOUNDARY}\r\n{disposition}\r\n{kind}\r\n\r\n"
     return head, f"\r\n--{_BOUNDARY}--\r\n"
@@ -225,8 +229,8 @@ class Direct(Gateway):
     can = ALL - {"start"}
 
     def start(self) -> float:
-        self.port = self.setting.upstreams[0].port
-        self.tree = self.setting.upstreams[0].tree
+        self.port = self.setting.upstream.port
+        self.tree = self.setting.upstream.tree
         return 0.0
 
     def stop(self) -> None:
@@ -239,9 +243,7 @@ class Direct(Gateway):
         return {"Authorization": f"Bearer {CHECKED_KEY if checked else ACCOUNT_KEY}"}
 
     def forms(self, size: int, targets: int, **asked: Any) -> list[Form]:
-        [form] = super().forms(size, targets, **asked)
-        ports = [upstream.port for upstream in self.setting.upstreams[:targets]]
-        return [Form(port, form.head, form.tail, form.size, form.path) for port in ports]
+        return super().forms(size, targets, **asked) * targets
 
 
 class Manifold(Gateway):
@@ -262,20 +264,15 @@ class Manifold(Gateway):
         self._config.write_text(yaml.safe_dump(self.config(), sort_keys=False))
 
     def config(self) -> dict[str, Any]:
-        models = [_model(f"target-{n}", "gpt-4o", u) for n, u in self._numbered()]
-        models += [_model(f"checked-{n}", "gpt-4o", u, CHECKED_KEY) for n, u in self._numbered()]
-        models.append(_model("slow", "slow", self.setting.upstreams[0]))
-        # One public name for three accounts, each with its own name for the model.
-        models += [
-            _model("rows", f"gpt-4o-account-{n}", u, CHECKED_KEY) for n, u in self._numbered()[:3]
-        ]
+        base = self.setting.upstream.base
         return {
-            "model_list": models,
+            "model_list": [
+                *_models(base),
+                # One public name for three accounts, each with its own name for the model.
+                *(_model("rows", f"gpt-4o-{n}", base, CHECKED_KEY) for n in range(ROWS_TARGETS)),
+            ],
             "general_settings": {"data_dir": str(self.data_dir), "master_key": MASTER_KEY},
         }
-
-    def _numbered(self) -> list[tuple[int, Upstream]]:
-        return list(enumerate(self.setting.upstreams, 1))
 
     @property
     def data_dir(self) -> Path:
@@ -347,7 +344,6 @@ class Manifold(Gateway):
 
     def fill_keys(self, number: int) -> list[str]:
         """Add so many users' keys, ten for each user; the secrets of a thousand of them."""
-        import hashlib  # noqa: PLC0415
 
         def digest(n: int) -> str:
             return hashlib.sha256(_secret(n).encode()).hexdigest()
@@ -406,8 +402,8 @@ class Bare(Gateway):
         return self.setting.folder / "bare.db"
 
     def environment(self) -> dict[str, str]:
-        bases = ",".join(upstream.base for upstream in self.setting.upstreams)
-        return environment(BARE_DATABASE=str(self._database), BARE_UPSTREAMS=bases)
+        base = self.setting.upstream.base
+        return environment(BARE_DATABASE=str(self._database), BARE_UPSTREAM=base)
 
     def headers(self) -> dict[str, str]:
         return {"Authorization": f"Bearer {ACCOUNT_KEY}"}
@@ -466,19 +462,11 @@ class LiteLLM(Gateway):
 
     @classmethod
     def missing(cls) -> str:
-        return "" if peers.LITELLM.exists() else "LiteLLM is not installed: benchmarks.peers install"
+        return "" if peers.LITELLM.exists() else "LiteLLM is not installed (benchmarks.peers)"
 
     def start(self) -> float:
-        models = [
-            _model(f"target-{n}", "gpt-4o", u) for n, u in enumerate(self.setting.upstreams, 1)
-        ]
-        models += [
-            _model(f"checked-{n}", "gpt-4o", u, CHECKED_KEY)
-            for n, u in enumerate(self.setting.upstreams, 1)
-        ]
-        models.append(_model("slow", "slow", self.setting.upstreams[0]))
         config = {
-            "model_list": models,
+            "model_list": _models(self.setting.upstream.base),
             "general_settings": {"master_key": MASTER_KEY},
             "litellm_settings": {"telemetry": False},
         }
@@ -508,7 +496,7 @@ class LiteLLMManaged(LiteLLM):
 
     name = "litellm-managed"
     label = "LiteLLM, managed, table in memory"
-    can = ALL - {"start"}
+    can = ALL - {"start", "download"}
     most_targets = TARGETS
 
     def executable(self) -> list[str]:
@@ -540,7 +528,7 @@ class Portkey(Gateway):
         if shutil.which("node") is None:
             return "Portkey's gateway needs Node.js"
         found = peers.PORTKEY.exists()
-        return "" if found else "Portkey's gateway is not installed: benchmarks.peers install"
+        return "" if found else "Portkey is not installed (benchmarks.peers)"
 
     def command(self) -> list[str]:
         # `--headless`: without its console.
@@ -556,7 +544,7 @@ class Portkey(Gateway):
         return {
             "Authorization": f"Bearer {CHECKED_KEY if checked else ACCOUNT_KEY}",
             "x-portkey-provider": "openai",
-            "x-portkey-custom-host": self.setting.upstreams[0].base,
+            "x-portkey-custom-host": self.setting.upstream.base,
         }
 
 
@@ -571,14 +559,16 @@ GATEWAYS: tuple[type[Gateway], ...] = (
 )
 
 
-def _model(
-    name: str, upstream_model: str, upstream: Upstream, key: str = ACCOUNT_KEY
-) -> dict[str, Any]:
+def _models(base: str) -> list[dict[str, Any]]:
+    numbers = range(1, TARGETS + 1)
+    return [
+        *(_model(f"target-{n}", "gpt-4o", base) for n in numbers),
+        *(_model(f"checked-{n}", "gpt-4o", base, CHECKED_KEY) for n in numbers),
+    ]
+
+
+def _model(name: str, upstream_model: str, base: str, key: str = ACCOUNT_KEY) -> dict[str, Any]:
     return {
         "model_name": name,
-        "litellm_params": {
-            "model": f"openai/{upstream_model}",
-            "api_base": upstream.base,
-            "api_key": key,
-        },
+        "litellm_params": {"model": f"openai/{upstream_model}", "api_base": base, "api_key": key},
     }

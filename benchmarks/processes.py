@@ -89,7 +89,7 @@ class Tree:
         """Resident memory of the whole tree; pages that are shared count in each process."""
         return _rss_bytes(self.processes())
 
-    def grandest_rss_bytes(self) -> int:
+    def largest_rss_bytes(self) -> int:
         """Resident memory of the largest process of the tree."""
         return max((_rss_bytes([process]) for process in self.processes()), default=0)
 
@@ -119,11 +119,8 @@ class Tree:
         while time.perf_counter() < self.begun + READY_SECONDS:
             if self._process.poll() is not None:
                 raise RuntimeError(f"{self._name} ended\n{self.log_text()}")
-            with contextlib.suppress(OSError):
-                with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
-                    connection.sendall(asked)
-                    if connection.recv(12).endswith(b" 200"):
-                        return time.perf_counter() - self.begun
+            if _answers(port, asked):
+                return time.perf_counter() - self.begun
             time.sleep(0.005)
         raise RuntimeError(f"{self._name} is not ready\n{self.log_text()}")
 
@@ -141,6 +138,15 @@ class Tree:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
+
+
+def _answers(port: int, asked: bytes) -> bool:
+    with contextlib.suppress(OSError):
+        connection = socket.create_connection(("127.0.0.1", port), timeout=5)
+        with connection:
+            connection.sendall(asked)
+            return connection.recv(12).endswith(b" 200")
+    return False
 
 
 def _rss_bytes(processes: Sequence[psutil.Process]) -> int:

@@ -1,14 +1,17 @@
-"""A fake upstream that is fast enough not to be what is measured: one account, one process.
+"""A fake upstream that is fast enough not to be what is measured.
 
     python -m benchmarks.upstream --fd N
 
-It speaks the OpenAI API on a socket it is given, as a bare protocol on asyncio (uvloop where that
-is installed), and keeps of a file no more than its name and size, and its content up to 64 KB.
+It speaks the OpenAI API on a socket it is given, in one process, as a bare protocol on asyncio,
+and keeps of a file no more than its name and size, and its content up to 64 KB.
 Larger content is always the one that `benchmarks.content` makes, so it can be given back without
 having been kept. To an account whose key ends in `-checked` an upload's SHA-256 is taken too,
 which costs more than receiving it, so it is never asked for while time is measured.
 
-A model that is named `slow` streams EVENTS events, PAUSE_SECONDS apart; every other answers at once.
+Measured on two cores: 58,000 file reads a second at 16 connections, an upload at 2.5 GB/s, four
+at once at 3.2 GB/s together.
+
+Who asks for a stream and says `slowly` gets EVENTS events, PAUSE_SECONDS apart.
 """
 
 import argparse
@@ -28,10 +31,14 @@ PAUSE_SECONDS = 0.1
 STREAM_SECONDS = EVENTS * PAUSE_SECONDS
 KEPT_BYTES = 64 * 1024
 LISTED = 20
+_TAIL = 4096
+"""The most bytes that can stand behind a file in its form."""
 
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 _CHUNKED = re.compile(rb"\r\ntransfer-encoding: *chunked", re.IGNORECASE)
-_BOUNDARY = re.compile(rb"\r\ncontent-type: *multipart/form-data;.*?boundary=\"?([^\r\n\";]+)", re.I)
+_BOUNDARY = re.compile(
+    rb"\r\ncontent-type: *multipart/form-data;.*?boundary=\"?([^\r\n\";]+)", re.I
+)
 _EXPECTS = re.compile(rb"\r\nexpect: *100-continue", re.IGNORECASE)
 _CHECKED = re.compile(rb"\r\nauthorization: *bearer [^\r\n]*-checked\r\n", re.IGNORECASE)
 _NAMED = re.compile(rb'name="?([^";\r\n]+)')
@@ -52,6 +59,8 @@ class Account:
 
     def __init__(self) -> None:
         self.files: dict[bytes, Stored] = {}
+        self.checked: list[tuple[int, str]] = []
+        """Size and SHA-256 of what was to be checked since somebody has asked."""
         self._numbers = itertools.count(1)
         listed = [_file_object(f"file-listed{n}", 1024, f"listed-{n}.bin") for n in range(LISTED)]
         self.page = answer(
@@ -69,7 +78,7 @@ class Account:
         file_id = f"file-bench{next(self._numbers)}"
         shown = _file_object(file_id, size, name, purpose)
         if sha256:
-            shown["sha256"] = sha256
+            self.checked.append((size, sha256))
         made = answer(shown)
         self.files[file_id.encode()] = Stored(made, size, kept)
         return made
@@ -126,7 +135,11 @@ _CHAT = answer(
         "choices": [
             {
                 "index": 0,
-                "message": {"role": "assistant", "content": "It says what it says.", "refusal": None},
+                "message": {
+                    "role": "assistant",
+                    "content": "It says what it says.",
+                    "refusal": None,
+                },
                 "logprobs": None,
                 "finish_reason": "stop",
             }
@@ -216,6 +229,9 @@ class Connection(asyncio.Protocol):
             self._send(stored)
         elif last == b"files":
             self._out.write(self._account.page)
+        elif last == b"checked":
+            self._out.write(answer({"data": self._account.checked}))
+            self._account.checked = []
         elif last == b"ready":
             self._out.write(_DELETED)
         else:
@@ -245,7 +261,7 @@ class Connection(asyncio.Protocol):
             self._out.write(_refusal("no such file"))
         elif not re.search(rb'"stream": *true', asked):
             self._out.write(_CHAT)
-        elif re.search(rb'"model": *"slow"', asked):
+        elif b"slowly" in asked:
             self._task = asyncio.ensure_future(self._stream_slowly())
         else:
             self._out.write(_STREAM_HEAD + _WORD)
@@ -347,16 +363,16 @@ class _Form:
             if not self._is_in_file:
                 return
         # What may belong to the form's end is held back: fields behind a file are short.
-        if len(piece) >= 4096:
+        if len(piece) >= _TAIL:
             if self._tail:
                 self._file(self._tail)
-            self._file(piece[:-4096])
-            self._tail = piece[-4096:]
+            self._file(memoryview(piece)[:-_TAIL])
+            self._tail = piece[-_TAIL:]
         else:
             held = self._tail + piece
-            if len(held) > 4096:
-                self._file(held[:-4096])
-            self._tail = held[-4096:]
+            if len(held) > _TAIL:
+                self._file(held[:-_TAIL])
+            self._tail = held[-_TAIL:]
 
     def _enter(self) -> bytes:
         """What follows the file's own head, once it is there."""
@@ -370,12 +386,12 @@ class _Form:
         self._read_fields(self._head[:at])
         return self._head[begins + 4 :]
 
-    def _file(self, piece: bytes) -> None:
+    def _file(self, piece: bytes | memoryview) -> None:
         self._size += len(piece)
         if self._digest is not None:
             self._digest.update(piece)
         if self._kept is not None:
-            self._kept.append(piece)
+            self._kept.append(bytes(piece))
             if self._size > KEPT_BYTES:
                 self._kept = None
 
@@ -422,21 +438,11 @@ async def serve(listening: socket.socket) -> None:
     await server.serve_forever()
 
 
-def new_loop() -> asyncio.AbstractEventLoop:
-    """uvloop's, which is twice as fast, where it is installed."""
-    try:
-        import uvloop  # noqa: PLC0415  # The tests do without.
-    except ModuleNotFoundError:
-        return asyncio.new_event_loop()
-    return cast(asyncio.AbstractEventLoop, uvloop.new_event_loop())
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.upstream")
     parser.add_argument("--fd", type=int, required=True, help="a listening socket")
     listening = socket.socket(fileno=parser.parse_args().fd)
-    with asyncio.Runner(loop_factory=new_loop) as runner:
-        runner.run(serve(listening))
+    asyncio.run(serve(listening))
 
 
 if __name__ == "__main__":
