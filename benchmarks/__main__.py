@@ -11,8 +11,10 @@ failure.
 
 import argparse
 import datetime as dt
+import signal
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -30,21 +32,25 @@ from benchmarks.works import Bench, Scale, Work
 def main() -> int:
     """Do what the command line asks for; 1 when Manifold has failed at something."""
     asked = _asked()
+    # Whoever is asked to end still ends what he has started.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     scale = _scale(asked)
     chosen = _chosen(works.all_works(scale), asked.only)
     results = Results.load(asked.keep) if asked.keep else Results()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="benchmarks-")))
         upstream = Upstream("upstream", folder)
-        stack.callback(upstream.tree.stop)
+        stack.callback(upstream.tree.kill)
         setting = Setting(
             folder, upstream, manifold=asked.manifold, keys=scale.keys, deep=scale.deep
         )
         gateways = _started(setting, asked.peers, stack)
         bench = Bench(setting, scale)
         for work in chosen:
-            _do(work, bench, gateways, results)
-            bench.end_extra()
+            try:
+                _do(work, bench, gateways, results)
+            finally:
+                bench.end_extra()
             if asked.keep:
                 results.save(asked.keep)
     every = works.all_works(scale)
@@ -117,7 +123,7 @@ def _started(setting: Setting, names: Sequence[str] | None, stack: ExitStack) ->
             print(f"left out: {missing}", file=sys.stderr)
             continue
         gateway = cls(setting)
-        stack.callback(gateway.stop)
+        stack.callback(gateway.kill)
         seconds = gateway.start()
         gateway.prepare()
         print(f"{gateway.label}: up after {seconds:.2f} s", file=sys.stderr)
@@ -132,16 +138,15 @@ def _do(work: Work, bench: Bench, gateways: list[Gateway], results: Results) -> 
         return
     day = dt.datetime.now(dt.UTC).date().isoformat()
     results.begin(work.name, {"title": work.title, "rounds": bench.scale.rounds, "day": day})
-    print(f"{work.title} ...", file=sys.stderr, flush=True)
+    print(f"{work.title} ...", end="", file=sys.stderr, flush=True)
+    begun = time.monotonic()
     if work.gateways is not None:
         able = work.gateways(bench, able)
-    for gateway in list(able):
-        if work.prepare is not None:
-            try:
-                work.prepare(bench, gateway)
-            except (FailedError, OSError) as error:
-                results.fail(work.name, gateway.name, str(error))
-                able.remove(gateway)
+    for gateway in able:
+        assert gateway.tree is not None  # noqa: S101  # it was started
+        bench.before[gateway.name] = gateway.tree.rss_bytes()
+    if work.prepare is not None:
+        able = [gateway for gateway in able if _is_prepared(work, bench, gateway, results)]
     for number in range(bench.scale.rounds):
         # Who comes first is another one each time.
         turn = number % len(able) if able else 0
@@ -152,6 +157,17 @@ def _do(work: Work, bench: Bench, gateways: list[Gateway], results: Results) -> 
                 results.add(work.name, gateway.name, work.measure(bench, gateway))
             except (FailedError, OSError, RuntimeError) as error:
                 results.fail(work.name, gateway.name, str(error))
+    print(f" {time.monotonic() - begun:.1f} s", file=sys.stderr)
+
+
+def _is_prepared(work: Work, bench: Bench, gateway: Gateway, results: Results) -> bool:
+    assert work.prepare is not None  # noqa: S101  # asked before
+    try:
+        work.prepare(bench, gateway)
+    except (FailedError, OSError) as error:
+        results.fail(work.name, gateway.name, str(error))
+        return False
+    return True
 
 
 if __name__ == "__main__":

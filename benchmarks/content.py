@@ -1,5 +1,6 @@
 """What large files are made of: one random block, again and again, so nobody has to keep it."""
 
+import functools
 import hashlib
 import random
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ def pieces(size: int) -> Iterator[bytes]:
         yield BLOCK[: size % MB]
 
 
+@functools.cache
 def sha256(size: int) -> str:
     """The SHA-256 of that content."""
     digest = hashlib.sha256()

@@ -94,8 +94,15 @@ class Gateway:
         return self.tree.wait_ready(self.port, self.ready_path)
 
     def stop(self) -> None:
+        """End it in good order, so that another can start on the same data."""
         if self.tree is not None:
             self.tree.stop()
+            self.tree = None
+
+    def kill(self) -> None:
+        """End it at once, for what it leaves is of no more use."""
+        if self.tree is not None:
+            self.tree.kill()
             self.tree = None
 
     def prepare(self) -> None:
@@ -191,8 +198,8 @@ class Gateway:
         return str(json.loads(body)["id"])
 
     def store_large(self, size: int) -> str:
-        """Upload a large file, taking its SHA-256 at the upstream; its id. Raises FailedError."""
-        [form] = self.forms(size, 1, checked=True)
+        """Upload a large file; its id. Raises FailedError."""
+        [form] = self.forms(size, 1)
         seen = client("upload", forms=[vars(form)])
         if seen["failures"]:
             raise FailedError(f"{self.name}: an upload failed: {seen['first_failure']}")
@@ -234,6 +241,9 @@ class Direct(Gateway):
         return 0.0
 
     def stop(self) -> None:
+        self.tree = None
+
+    def kill(self) -> None:
         self.tree = None
 
     def headers(self) -> dict[str, str]:

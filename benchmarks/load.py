@@ -2,9 +2,11 @@
 
 import json
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,7 @@ Figures = dict[str, float]
 """What one measurement has shown, by names that tell the unit."""
 
 _LUA = ROOT / "benchmarks" / "wrk.lua"
+_WRK_BEGINS_SECONDS = 0.05
 _CLIENT = (sys.executable, "-m", "benchmarks.client")
 
 
@@ -63,17 +66,19 @@ def _wrk(
     asked = folder / "requests"
     asked.write_bytes(b"".join(b"%d\n%s" % (len(request), request) for request in requests))
     # wrk knows whole seconds alone, and ends by itself in good order when it is interrupted.
-    limit = ["timeout", "--signal=INT", f"{seconds:.3f}"]
-    command = ["wrk", "-t1", f"-c{connections}", "-d600s", "--timeout", "30s", "-s", str(_LUA)]
-    done = subprocess.run(  # noqa: S603  # our own command line
-        [*limit, *command, f"http://127.0.0.1:{port}/", "--", str(asked)],
-        capture_output=True,
+    command = ["wrk", "-t1", f"-c{connections}", "-d60s", "--timeout", "30s", "-s", str(_LUA)]
+    with subprocess.Popen(  # noqa: S603  # our own command line
+        [*command, f"http://127.0.0.1:{port}/", "--", str(asked)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
-        check=False,
-    )
-    shown = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    ) as running:
+        time.sleep(seconds + _WRK_BEGINS_SECONDS)
+        running.send_signal(signal.SIGINT)
+        printed, _ = running.communicate()
+    shown = [line for line in printed.splitlines() if line.startswith("{")]
     if not shown:
-        raise FailedError(f"wrk: {done.stdout} {done.stderr}")
+        raise FailedError(f"wrk: {printed}")
     found: dict[str, Any] = json.loads(shown[0])
     return found
 

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -37,17 +38,11 @@ def environment(**more: str) -> dict[str, str]:
     return {**kept, "PYTHONPATH": str(ROOT), **more}
 
 
+@dataclass
 class Peak:
     """The most memory that a process tree had at once; bytes."""
 
-    def __init__(self, before: int) -> None:
-        self.before = before
-        self.bytes = before
-
-    @property
-    def growth(self) -> int:
-        """How much more that was than at the start."""
-        return self.bytes - self.before
+    bytes: int
 
 
 class Tree:
@@ -134,7 +129,10 @@ class Tree:
             self._process.send_signal(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(STOP_SECONDS)
-        # The group is ours, made at the start; it has the children that outlived their parent.
+        self.kill()
+
+    def kill(self) -> None:
+        """End it at once, with all of its group; it has the children that outlived their parent."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()

@@ -41,6 +41,8 @@ class Scale:
     seconds: float = 3.0
     """How long each load lasts."""
     sizes_mb: tuple[int, ...] = (64, 512)
+    checked_mb: int = 512
+    """The most that goes round before anything is timed, to see that it arrives as it was."""
     batch_mb: int = 200
     streams: int = 200
     first_events: int = 100
@@ -49,8 +51,8 @@ class Scale:
 
 
 FULL = Scale()
-QUICK = Scale(rounds=1, seconds=0.6, first_events=40)
-SMOKE = Scale(1, 0.1, (2, 3), 1, 4, 3, 100, 50)
+QUICK = Scale(1, 0.4, (128,), 32, batch_mb=50, first_events=40, keys=100_000)
+SMOKE = Scale(1, 0.1, (2, 3), 1, 1, 4, 3, 100, 50)
 """Sizes that show nothing but that everything works."""
 
 
@@ -62,13 +64,15 @@ class Bench:
     scale: Scale
     prepared: dict[str, str] = field(default_factory=dict)
     """What works have prepared, by names of their own."""
+    before: dict[str, int] = field(default_factory=dict)
+    """What memory each gateway had before this work was prepared; bytes."""
     extra: list[Gateway] = field(default_factory=list)
     """Gateways that one work alone needs."""
 
     def end_extra(self) -> None:
         """Stop what a work has started for itself."""
         for gateway in self.extra:
-            gateway.stop()
+            gateway.kill()
         self.extra.clear()
 
     def checked(self) -> list[tuple[int, str]]:
@@ -104,12 +108,15 @@ def _able(what: str, targets: int = 1) -> Callable[[Gateway], bool]:
     return lambda gateway: what in gateway.can and gateway.most_targets >= targets
 
 
-def _with_memory(gateway: Gateway, work: Callable[[], Figures]) -> Figures:
+def _with_memory(bench: Bench, gateway: Gateway, work: Callable[[], Figures]) -> Figures:
+    """The figures, with the peak of memory, and how much more that is than before the work."""
     assert gateway.tree is not None  # noqa: S101  # it was started
     peak: Peak
     with gateway.tree.peak_memory() as peak:
         figures = work()
-    return {**figures, "peak_mb": megabytes(peak.bytes), "growth_mb": megabytes(peak.growth)}
+    before = bench.before[gateway.name]
+    grown = megabytes(peak.bytes - before)
+    return {**figures, "peak_mb": megabytes(peak.bytes), "growth_mb": grown}
 
 
 # ------------------------------------------------------------------ small requests
@@ -119,6 +126,7 @@ def _loaded(target: Callable[[Gateway], Target], connections: int) -> Measure:
     def measure(bench: Bench, gateway: Gateway) -> Figures:
         asked = target(gateway)
         return _with_memory(
+            bench,
             gateway,
             lambda: closed_loop(
                 gateway.folder, asked.port, [asked.request], connections, bench.scale.seconds
@@ -176,19 +184,20 @@ def _go_round(size_mb: int, targets: int) -> Callable[[Bench, Gateway], None]:
     """One upload that is not timed, and whose every copy must be what was sent."""
 
     def prepare(bench: Bench, gateway: Gateway) -> None:
-        forms = gateway.forms(size_mb * MB, targets, checked=True)
+        size = min(size_mb, bench.scale.checked_mb) * MB
+        forms = gateway.forms(size, targets, checked=True)
         bench.checked()
         seen = client("upload", forms=[vars(form) for form in forms])
         if seen["failures"]:
             raise FailedError(f"an upload failed: {seen['first_failure']}")
-        if bench.checked() != [(size_mb * MB, content.sha256(size_mb * MB))] * targets:
+        if bench.checked() != [(size, content.sha256(size))] * targets:
             raise FailedError("what arrived is not what was sent")
 
     return prepare
 
 
 def _upload(size_mb: int, targets: int) -> Measure:
-    def measure(_bench: Bench, gateway: Gateway) -> Figures:
+    def measure(bench: Bench, gateway: Gateway) -> Figures:
         forms = [vars(form) for form in gateway.forms(size_mb * MB, targets)]
 
         def work() -> Figures:
@@ -198,18 +207,19 @@ def _upload(size_mb: int, targets: int) -> Measure:
                 raise FailedError(f"an upload failed: {seen['first_failure'] or wrong[0]}")
             return {"seconds": seen["seconds"], "failures": 0}
 
-        return _with_memory(gateway, work)
+        return _with_memory(bench, gateway, work)
 
     return measure
 
 
 def _store_for_download(size_mb: int) -> Callable[[Bench, Gateway], None]:
     def prepare(bench: Bench, gateway: Gateway) -> None:
-        stored = gateway.store_large(size_mb * MB)
-        bench.prepared[f"{gateway.name} {size_mb}"] = stored
-        seen = _downloaded(gateway, stored, size_mb, is_checked=True)
-        if seen["sha256"] != content.sha256(size_mb * MB):
-            raise FailedError("what came back is not what was sent")
+        for size in {min(size_mb, bench.scale.checked_mb), size_mb}:
+            stored = bench.prepared[f"{gateway.name} {size}"] = gateway.store_large(size * MB)
+            is_checked = size <= bench.scale.checked_mb
+            seen = _downloaded(gateway, stored, size, is_checked=is_checked)
+            if is_checked and seen["sha256"] != content.sha256(size * MB):
+                raise FailedError("what came back is not what was sent")
 
     return prepare
 
@@ -238,7 +248,7 @@ def _download(size_mb: int) -> Measure:
             first = 1000 * seen["first_byte_seconds"]
             return {"seconds": seen["seconds"], "first_byte_ms": first, "failures": 0}
 
-        return _with_memory(gateway, work)
+        return _with_memory(bench, gateway, work)
 
     return measure
 
@@ -255,7 +265,7 @@ def _first_event(bench: Bench, gateway: Gateway) -> Figures:
         seen = client("first_events", port=asked.port, request=text, times=times)
         return {**milliseconds(seen["seconds"]), "failures": seen["failures"]}
 
-    return _with_memory(gateway, work)
+    return _with_memory(bench, gateway, work)
 
 
 def _many_streams(bench: Bench, gateway: Gateway) -> Figures:
@@ -277,7 +287,7 @@ def _many_streams(bench: Bench, gateway: Gateway) -> Figures:
             "failures": seen["failures"],
         }
 
-    figures = _with_memory(gateway, work)
+    figures = _with_memory(bench, gateway, work)
     return {**figures, "mb_a_stream": figures["growth_mb"] / number}
 
 
@@ -329,7 +339,7 @@ def _batch_file(bench: Bench, gateway: Gateway) -> Figures:
         return {"seconds": seen["seconds"], "failures": 0}
     other = gateway.file()
     figures = _with_memory(
-        gateway, lambda: while_probing(other, _PROBES, _PROBE_PAUSE_SECONDS, upload)
+        bench, gateway, lambda: while_probing(other, _PROBES, _PROBE_PAUSE_SECONDS, upload)
     )
     taken = time.perf_counter() - begun
     _require_rewritten(bench, size)
@@ -408,7 +418,7 @@ def _cold_start(bench: Bench, gateway: Gateway) -> Figures:
             figures["seconds"] = fresh.start()
         return figures
     finally:
-        fresh.stop()
+        fresh.kill()
 
 
 # ------------------------------------------------------------------ all of them
@@ -419,7 +429,7 @@ def _transfers(scale: Scale) -> Iterator[Work]:
         for targets in (1, 2, 4):
             said = "one target" if targets == 1 else f"{targets} targets"
             yield Work(
-                f"upload-{size}mb-{targets}",
+                f"upload-{'large' if size == scale.sizes_mb[-1] else 'medium'}-{targets}",
                 f"{size} MB upload to {said}",
                 "seconds",
                 _able("large", targets),
@@ -428,7 +438,7 @@ def _transfers(scale: Scale) -> Iterator[Work]:
             )
     size = scale.sizes_mb[-1]
     yield Work(
-        f"download-{size}mb",
+        "download-large",
         f"{size} MB download",
         "seconds",
         _able("download"),
