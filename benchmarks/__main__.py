@@ -115,7 +115,7 @@ def _chosen(every: Sequence[Work], only: Sequence[str] | None) -> list[Work]:
 
 def _started(setting: Setting, names: Sequence[str] | None, stack: ExitStack) -> list[Gateway]:
     """Every gateway that is asked for and installed, up and prepared."""
-    gateways = []
+    gateways: list[Gateway] = []
     for cls in GATEWAYS:
         if names and cls.name not in names:
             continue
@@ -124,16 +124,20 @@ def _started(setting: Setting, names: Sequence[str] | None, stack: ExitStack) ->
             continue
         gateway = cls(setting)
         stack.callback(gateway.kill)
-        seconds = gateway.start()
-        gateway.prepare()
-        print(f"{gateway.label}: up after {seconds:.2f} s", file=sys.stderr)
+        gateway.launch()
         gateways.append(gateway)
+    for gateway in gateways:
+        gateway.wait_ready()
+        gateway.prepare()
+    print(f"measured: {', '.join(gateway.label for gateway in gateways)}", file=sys.stderr)
     return gateways
 
 
 def _do(work: Work, bench: Bench, gateways: list[Gateway], results: Results) -> None:
     """All rounds of one work. Who fails at it is told of and left out of it."""
     able = [gateway for gateway in gateways if work.can(gateway)]
+    if bench.scale.is_quick and work.is_long:
+        able = [gateway for gateway in able if not gateway.is_slow]
     if not able:
         return
     day = dt.datetime.now(dt.UTC).date().isoformat()

@@ -72,6 +72,8 @@ class Gateway:
     prefix: ClassVar[str] = ""
     most_targets: ClassVar[int] = TARGETS
     model: ClassVar[str] = "target-1"
+    is_slow: ClassVar[bool] = False
+    """Whether a quick run leaves it out of long works, for which there is no bar about it."""
 
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
@@ -89,8 +91,17 @@ class Gateway:
 
     def start(self) -> float:
         """Start it; seconds to the first answer 200."""
+        self.launch()
+        return self.wait_ready()
+
+    def launch(self) -> None:
+        """Start it and wait for nothing."""
         self.port = free_port()
         self.tree = Tree(self.name, self.command(), self.folder, env=self.environment())
+
+    def wait_ready(self) -> float:
+        """Seconds from the start to the first answer 200. Raises RuntimeError with the log."""
+        assert self.tree is not None  # noqa: S101  # it was launched
         return self.tree.wait_ready(self.port, self.ready_path)
 
     def stop(self) -> None:
@@ -149,9 +160,11 @@ class Gateway:
     def content(self, file_id: str) -> Target:
         return self.request("GET", f"/files/{file_id}/content")
 
-    def chat(self, *, stream: bool = False, slow: bool = False) -> Target:
-        """A chat with a file id, plain, as a stream, or as a stream that takes its time."""
-        question = "What is in this file?" + (" Tell me slowly." if slow else "")
+    def chat(self, *, stream: bool = False, steps: int = 0) -> Target:
+        """A chat with a file id, plain, as a stream, or as one that takes its time."""
+        question = "What is in this file?" + (
+            f" Tell me slowly, in {steps} steps." if steps else ""
+        )
         parts: list[dict[str, Any]] = [
             {"type": "text", "text": question},
             {"type": "file", "file": {"file_id": self.file_id}},
@@ -235,9 +248,11 @@ class Direct(Gateway):
     label = "upstream directly"
     can = ALL - {"start"}
 
-    def start(self) -> float:
+    def launch(self) -> None:
         self.port = self.setting.upstream.port
         self.tree = self.setting.upstream.tree
+
+    def wait_ready(self) -> float:
         return 0.0
 
     def stop(self) -> None:
@@ -468,20 +483,21 @@ class LiteLLM(Gateway):
     label = "LiteLLM, encoded id"
     can = ALL
     most_targets = 1
+    is_slow = True
     ready_path = "/health/liveliness"
 
     @classmethod
     def missing(cls) -> str:
         return "" if peers.LITELLM.exists() else "LiteLLM is not installed (benchmarks.peers)"
 
-    def start(self) -> float:
+    def launch(self) -> None:
         config = {
             "model_list": _models(self.setting.upstream.base),
             "general_settings": {"master_key": MASTER_KEY},
             "litellm_settings": {"telemetry": False},
         }
         (self.folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-        return super().start()
+        super().launch()
 
     def executable(self) -> list[str]:
         return [str(peers.LITELLM)]

@@ -209,5 +209,5 @@ def _chart(results: Results, works: Sequence[Work], title: str, figure: str) -> 
         values = [results.median(work.name, gateway, figure) for work in works]
         if any(values):
             chart.add(label, [None if value is None else round(value, 3) for value in values])
-    drawn: bytes = chart.render()
-    return drawn
+    drawn = chart.render()
+    return drawn if isinstance(drawn, bytes) else str(drawn).encode()

@@ -11,7 +11,7 @@ which costs more than receiving it, so it is never asked for while time is measu
 Measured on two cores: 58,000 file reads a second at 16 connections, an upload at 2.5 GB/s, four
 at once at 3.2 GB/s together.
 
-Who asks for a stream and says `slowly` gets EVENTS events, PAUSE_SECONDS apart.
+Who asks for a stream and says `slowly, in N steps` gets N events, PAUSE_SECONDS apart.
 """
 
 import argparse
@@ -26,9 +26,7 @@ from typing import Any, cast
 
 from benchmarks import content
 
-EVENTS = 20
 PAUSE_SECONDS = 0.1
-STREAM_SECONDS = EVENTS * PAUSE_SECONDS
 KEPT_BYTES = 64 * 1024
 LISTED = 20
 _TAIL = 4096
@@ -261,17 +259,17 @@ class Connection(asyncio.Protocol):
             self._out.write(_refusal("no such file"))
         elif not re.search(rb'"stream": *true', asked):
             self._out.write(_CHAT)
-        elif b"slowly" in asked:
-            self._task = asyncio.ensure_future(self._stream_slowly())
+        elif slowly := re.search(rb"slowly, in (\d+) steps", asked):
+            self._task = asyncio.ensure_future(self._stream_slowly(int(slowly[1])))
         else:
             self._out.write(_STREAM_HEAD + _WORD)
             self._out.write(_WORD + _WORD + _event({}, "stop") + _DONE)
 
-    async def _stream_slowly(self) -> None:
+    async def _stream_slowly(self, steps: int) -> None:
         self._out.write(_STREAM_HEAD)
         # Paced from its beginning, so that a late wake-up does not make the stream longer.
         begun = asyncio.get_running_loop().time()
-        for n in range(1, EVENTS + 1):
+        for n in range(1, steps + 1):
             self._out.write(_WORD)
             await asyncio.sleep(begun + n * PAUSE_SECONDS - asyncio.get_running_loop().time())
         self._out.write(_event({}, "stop") + _DONE)

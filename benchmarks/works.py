@@ -30,7 +30,7 @@ from benchmarks.load import (
     while_probing,
 )
 from benchmarks.processes import Peak, megabytes
-from benchmarks.upstream import STREAM_SECONDS
+from benchmarks.upstream import PAUSE_SECONDS
 
 
 @dataclass(frozen=True)
@@ -45,14 +45,26 @@ class Scale:
     """The most that goes round before anything is timed, to see that it arrives as it was."""
     batch_mb: int = 200
     streams: int = 200
+    steps: int = 20
+    """Events of each of them."""
     first_events: int = 100
     keys: int = 500_000
     deep: int = 10_000
+    is_quick: bool = False
 
 
 FULL = Scale()
-QUICK = Scale(1, 0.4, (128,), 32, batch_mb=50, first_events=40, keys=100_000)
-SMOKE = Scale(1, 0.1, (2, 3), 1, 1, 4, 3, 100, 50)
+QUICK = Scale(
+    rounds=1,
+    seconds=0.5,
+    sizes_mb=(128,),
+    checked_mb=32,
+    batch_mb=50,
+    first_events=40,
+    keys=100_000,
+    is_quick=True,
+)
+SMOKE = Scale(1, 0.1, (2, 3), 1, 1, 4, 4, 3, 100, 50)
 """Sizes that show nothing but that everything works."""
 
 
@@ -98,6 +110,12 @@ class Work:
     prepare: Callable[[Bench, Gateway], None] | None = None
     gateways: Callable[[Bench, list[Gateway]], list[Gateway]] | None = None
     """Others than those of the run, when there are any."""
+
+    @property
+    def is_long(self) -> bool:
+        return self.name.startswith(
+            ("upload-medium", "upload-large", "download", "stream", "start")
+        )
 
     @property
     def more_is_better(self) -> bool:
@@ -269,8 +287,8 @@ def _first_event(bench: Bench, gateway: Gateway) -> Figures:
 
 
 def _many_streams(bench: Bench, gateway: Gateway) -> Figures:
-    asked = gateway.chat(stream=True, slow=True)
-    number = bench.scale.streams
+    asked = gateway.chat(stream=True, steps=bench.scale.steps)
+    number, lasts = bench.scale.streams, bench.scale.steps * PAUSE_SECONDS
 
     def work() -> Figures:
         text = asked.request.decode()
@@ -281,7 +299,7 @@ def _many_streams(bench: Bench, gateway: Gateway) -> Figures:
         return {
             "seconds": max(last),
             # Who waits for so long has waited for another one to end.
-            "starved": sum(waited > STREAM_SECONDS for waited in first),
+            "starved": sum(waited > lasts for waited in first),
             "first_p50_ms": 1000 * statistics.median(first),
             "first_p99_ms": 1000 * percentile(first, 99),
             "failures": seen["failures"],
@@ -482,7 +500,7 @@ def all_works(scale: Scale) -> list[Work]:
         )
     )
     works += _transfers(scale)
-    number = f"{scale.streams} streams of {STREAM_SECONDS:g} s at once"
+    number = f"{scale.streams} streams of {scale.steps * PAUSE_SECONDS:g} s at once"
     works += [
         Work("stream-first", "stream, first event", "p50_ms", _able("stream"), _first_event),
         Work("stream-many", number, "seconds", _able("stream"), _many_streams),
