@@ -521,7 +521,7 @@ class LiteLLMManaged(LiteLLM):
     """LiteLLM Proxy with managed files, its database replaced by a table in memory."""
 
     name = "litellm-managed"
-    label = "LiteLLM, managed, table in memory"
+    label = "LiteLLM, managed"
     can = ALL - {"start", "download"}
     most_targets = TARGETS
 

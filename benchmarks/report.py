@@ -169,6 +169,9 @@ def _markdown(table: list[list[str]]) -> str:
     return "\n".join(lines)
 
 
+_COLOURS = ("#9e9e9e", "#1565c0", "#ef6c00", "#ffb74d", "#6a1b9a", "#ba68c8", "#2e7d32", "#000000")
+"""In the order of the gateways; what is a variant of another has a lighter shade of it."""
+
 _CHARTS = (
     ("throughput", "Requests a second at 16 connections", "per_second"),
     ("latency", "Milliseconds to an answer, p50 at one connection", "p50_ms"),
@@ -191,19 +194,21 @@ def _charts(results: Results, works: Sequence[Work]) -> Iterable[tuple[str, str,
 def _chart(results: Results, works: Sequence[Work], title: str, figure: str) -> bytes:
     # Whoever only looks at figures need not have it.
     import pygal  # noqa: PLC0415
-    from pygal.style import CleanStyle  # noqa: PLC0415
+    from pygal.style import Style  # noqa: PLC0415
 
     chart = pygal.Bar(
         title=f"{title} (logarithmic)",
         logarithmic=True,
-        style=CleanStyle,
-        x_label_rotation=20,
+        style=Style(background="white", plot_background="white", colors=_COLOURS),
         disable_xml_declaration=True,
         legend_at_bottom=True,
+        legend_at_bottom_columns=4,
+        truncate_legend=-1,
+        truncate_label=-1,
         width=1000,
         height=520,
     )
-    chart.x_labels = [work.title for work in works]
+    chart.x_labels = [work.title.partition(",")[0] for work in works]
     for gateway, label in _LABELS.items():
         values = [results.median(work.name, gateway, figure) for work in works]
         if any(values):
