@@ -53,6 +53,11 @@ def head(results: Results, tool: str) -> str:
     )
 
 
+def _title(results: Results, work: Work) -> str:
+    """As it was when it was done, perhaps at another scale."""
+    return str(results.about[work.name]["title"])
+
+
 def _said(values: Iterable[object]) -> str:
     return " or ".join(str(value) for value in sorted(values, key=str))
 
@@ -104,7 +109,7 @@ def text(results: Results, works: Sequence[Work], tool: str) -> str:
     parts = [head(results, tool)]
     for work in works:
         if results.figures.get(work.name) or results.failed.get(work.name):
-            parts.append(f"{work.title} ({work.name})\n{_aligned(rows(results, work))}")
+            parts.append(f"{_title(results, work)} ({work.name})\n{_aligned(rows(results, work))}")
     parts.append("Bars\n" + _aligned(bar_rows(results)))
     return "\n\n".join(parts)
 
@@ -152,7 +157,7 @@ def write(results: Results, works: Sequence[Work], tool: str, path: Path) -> lis
     parts.append("## Bars\n\n" + _markdown(bar_rows(results)))
     for work in works:
         if results.figures.get(work.name) or results.failed.get(work.name):
-            parts.append(f"## {work.title}\n\n{_markdown(rows(results, work))}")
+            parts.append(f"## {_title(results, work)}\n\n{_markdown(rows(results, work))}")
     path.write_text("\n\n".join(part.strip() for part in parts) + "\n")
     for name, _, chart in charts:
         assert chart is not None  # noqa: S101  # the others are left out above
@@ -169,8 +174,15 @@ def _markdown(table: list[list[str]]) -> str:
     return "\n".join(lines)
 
 
-_COLOURS = ("#9e9e9e", "#1565c0", "#ef6c00", "#ffb74d", "#6a1b9a", "#ba68c8", "#2e7d32", "#000000")
-"""In the order of the gateways; what is a variant of another has a lighter shade of it."""
+_COLOURS = {
+    "direct": "#9e9e9e",
+    "manifold": "#1565c0",
+    "bare": "#ef6c00",
+    "bare-sqlite": "#ffb74d",
+    "litellm": "#6a1b9a",
+    "litellm-managed": "#ba68c8",
+    "portkey": "#2e7d32",
+}
 
 _CHARTS = (
     ("throughput", "Requests a second at 16 connections", "per_second"),
@@ -196,10 +208,22 @@ def _chart(results: Results, works: Sequence[Work], title: str, figure: str) -> 
     import pygal  # noqa: PLC0415
     from pygal.style import Style  # noqa: PLC0415
 
+    figures = {
+        gateway: [results.median(work.name, gateway, figure) for work in works]
+        for gateway in _COLOURS
+    }
+    shown = [gateway for gateway in _COLOURS if any(figures[gateway])]
+    known = [value for gateway in shown for value in figures[gateway] if value]
     chart = pygal.Bar(
         title=f"{title} (logarithmic)",
         logarithmic=True,
-        style=Style(background="white", plot_background="white", colors=_COLOURS),
+        # Or the least of them has no height.
+        range=(min(known) / 2, max(known) * 1.1),
+        style=Style(
+            background="white",
+            plot_background="white",
+            colors=[_COLOURS[gateway] for gateway in shown],
+        ),
         disable_xml_declaration=True,
         legend_at_bottom=True,
         legend_at_bottom_columns=4,
@@ -208,11 +232,9 @@ def _chart(results: Results, works: Sequence[Work], title: str, figure: str) -> 
         width=1000,
         height=520,
     )
-    chart.x_labels = [work.title.partition(",")[0] for work in works]
-    for gateway, label in _LABELS.items():
-        values = [results.median(work.name, gateway, figure) for work in works]
-        if any(values):
-            chart.add(label, [None if value is None else round(value, 3) for value in values])
+    chart.x_labels = [_title(results, work).partition(",")[0] for work in works]
+    for gateway in shown:
+        chart.add(_LABELS[gateway], [_rounded(value) for value in figures[gateway]])
     drawn = chart.render_tree()
     # A picture in a page of documentation runs nothing.
     for parent in list(drawn.iter()):
@@ -220,3 +242,7 @@ def _chart(results: Results, works: Sequence[Work], title: str, figure: str) -> 
             parent.remove(script)
     ElementTree.register_namespace("", "http://www.w3.org/2000/svg")
     return ElementTree.tostring(drawn)
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 3)
