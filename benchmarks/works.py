@@ -129,10 +129,12 @@ def _able(what: str, targets: int = 1) -> Callable[[Gateway], bool]:
 def _with_memory(bench: Bench, gateway: Gateway, work: Callable[[], Figures]) -> Figures:
     """The figures, with the peak of memory, and how much more that is than before the work."""
     assert gateway.tree is not None  # noqa: S101  # it was started
+    at_start = gateway.tree.rss_bytes()
     peak: Peak
     with gateway.tree.peak_memory() as peak:
         figures = work()
-    before = bench.before[gateway.name]
+    # A collector may have given back since then what others' works had taken.
+    before = min(bench.before[gateway.name], at_start)
     grown = megabytes(peak.bytes - before)
     return {**figures, "peak_mb": megabytes(peak.bytes), "growth_mb": grown}
 
@@ -361,7 +363,9 @@ def _batch_file(bench: Bench, gateway: Gateway) -> Figures:
     )
     taken = time.perf_counter() - begun
     _require_rewritten(bench, size)
-    idle = while_probing(other, _PROBES, _PROBE_PAUSE_SECONDS, lambda: time.sleep(max(1.0, taken)))
+    idle = while_probing(
+        other, _PROBES, _PROBE_PAUSE_SECONDS, lambda: time.sleep(min(5.0, max(1.0, taken)))
+    )
     return {**figures, **seen, "idle_p50_ms": idle["p50_ms"], "idle_p99_ms": idle["p99_ms"]}
 
 
