@@ -84,9 +84,12 @@ class Tree:
         """Resident memory of the whole tree; pages that are shared count in each process."""
         return _rss_bytes(self.processes())
 
-    def largest_rss_bytes(self) -> int:
-        """Resident memory of the largest process of the tree."""
-        return max((_rss_bytes([process]) for process in self.processes()), default=0)
+    def largest_rss_bytes(self, named: str = "") -> int:
+        """Resident memory of the largest process of the tree with this on its command line."""
+        return max(
+            (_rss_bytes([p]) for p in self.processes() if named in " ".join(p.cmdline())),
+            default=0,
+        )
 
     @contextlib.contextmanager
     def peak_memory(self, every_s: float = 0.01) -> Iterator[Peak]:

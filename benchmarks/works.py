@@ -431,10 +431,11 @@ def _cold_start(bench: Bench, gateway: Gateway) -> Figures:
             "first_ever_s": first,
             "seconds": first,
             "idle_mb": megabytes(fresh.tree.rss_bytes()),
-            "largest_process_mb": megabytes(fresh.tree.largest_rss_bytes()),
             "failures": 0,
         }
         if isinstance(fresh, Manifold):
+            figures["worker_mb"] = megabytes(fresh.tree.largest_rss_bytes("gunicorn"))
+            figures["background_mb"] = megabytes(fresh.tree.largest_rss_bytes("app.cli worker"))
             # The others keep nothing that would make a second start another one.
             fresh.stop()
             figures["seconds"] = fresh.start()
