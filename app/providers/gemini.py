@@ -62,6 +62,7 @@ class Gemini(Provider):
     )
     processes_first = True
     takes_openai_rows = False
+    environment = {"api_key": _KEYS}
     Params = GeminiParams
 
     def __init__(self, deployment: Deployment, place: Place) -> None:

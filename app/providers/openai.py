@@ -35,6 +35,12 @@ class OpenAI(OpenAIStyle):
 
     name = "openai"
     aliases = ("custom_openai", "openai_like", "litellm_proxy", "text-completion-openai")
+    environment = {
+        "api_key": ("OPENAI_API_KEY",),
+        "api_base": ("OPENAI_BASE_URL", "OPENAI_API_BASE"),
+        "organization": ("OPENAI_ORG_ID", "OPENAI_ORGANIZATION"),
+        "project": ("OPENAI_PROJECT_ID",),
+    }
     Params = OpenAIParams
 
     def __init__(self, deployment: Deployment, place: Place) -> None:

@@ -95,6 +95,12 @@ class VertexAI(Provider):
         "bucket_name",
         "gcs_api_base",
     )
+    environment = {
+        "vertex_project": ("VERTEXAI_PROJECT", "GOOGLE_CLOUD_PROJECT"),
+        "vertex_location": ("VERTEXAI_LOCATION",),
+        "vertex_credentials": ("VERTEXAI_CREDENTIALS",),
+        "gcs_bucket_name": ("GCS_BUCKET_NAME", "GCS_BATCH_BUCKET_NAME"),
+    }
     Params = VertexParams
 
     def __init__(self, deployment: Deployment, place: Place) -> None:
