@@ -24,10 +24,13 @@ from app.errors import (
     UnknownProvider,
     UpstreamAuthFailed,
 )
+from app.providers.registry import PROVIDERS
 from tests.e2e.gateway import ROOT, Account, Upstream, wait_until
 from tests.e2e.google import BUCKET, PROJECT, GoogleUpstream
+from tests.e2e.pages import Story
 from tests.e2e.upstream_jobs import rows
 
+PAGE = ROOT / "docs" / "sdk.md"
 TRAINING = b'{"messages": [{"role": "user", "content": "Hi"}]}\n' * 10
 
 # As LiteLLM's documentation prints them, mistakes included.
@@ -131,6 +134,36 @@ def test_the_examples_run_as_they_are_printed(
     assert account.files() == []
     assert not upstream.unexpected()
     assert capsys.readouterr().out.startswith("Response from creating file= FileObject(id=")
+
+
+def test_the_page_is_true(upstream, account, monkeypatch, tmp_path, capsys):
+    """docs/sdk.md from its top to its end; Azure's address is the fake's here."""
+    azure = upstream.account("sdk-page", "azure")
+    monkeypatch.setenv("OPENAI_BASE_URL", account.api_base)
+    monkeypatch.setenv("OPENAI_API_KEY", account.key)
+    monkeypatch.setenv("AZURE_API_KEY", azure.key)
+    (tmp_path / "mydata.jsonl").write_bytes(TRAINING)
+    replaced = {"https://my-resource.openai.azure.com": azure.api_base}
+    with ExitStack() as files:
+        names = {"open": lambda path, mode: files.enter_context(Path(path).open(mode))}
+        Story(PAGE, tmp_path, replaced=replaced, names=names).run()
+    said = capsys.readouterr().out
+    assert "completed 1" in said
+    assert "404 not_found" in said
+    assert (tmp_path / "again.jsonl").read_bytes() == TRAINING
+    assert [seen.headers["api-key"] for seen in azure.uploads()] == [azure.key]
+
+
+def test_the_page_names_every_call_and_every_variable():
+    text = PAGE.read_text()
+    plain = {name for name in sdk.__all__ if name.islower()}
+    shortened = {"aretrieve_fine_tuning_job", "acancel_fine_tuning_job"}
+    assert not [name for name in plain - shortened if f"`{name}" not in text]
+    table = text.partition("| provider | variables |")[2].partition("\n\n")[0]
+    for cls in PROVIDERS:
+        if cls.environment:
+            row = next(line for line in table.splitlines() if f"`{cls.name}`" in line)
+            assert not [n for n in cls.environment.values() if f"`{n[0]}`" not in row], cls.name
 
 
 def test_each_spelling_is_the_same_call(account):
