@@ -35,15 +35,40 @@ class AzureParams(Schema):
         required=True,
         validate=is_address,
         error_messages={"required": "missing: the resource's address"},
+        metadata={
+            "description": "the resource (`https://NAME.openai.azure.com`), or its `/openai/v1`"
+        },
     )
-    api_version = fields.String(load_default=None)
-    api_key = fields.String(load_default=None, validate=is_header_text)
-    azure_ad_token = fields.String(load_default=None, validate=is_header_text)
-    tenant_id = fields.String(load_default=None)
-    client_id = fields.String(load_default=None)
-    client_secret = fields.String(load_default=None)
-    azure_authority_host = fields.String(load_default=AUTHORITY, validate=is_address)
-    azure_scope = fields.String(load_default=SCOPE)
+    api_version = fields.String(
+        load_default=None,
+        metadata={
+            "description": "of the classic addresses, else 2024-10-21; `/openai/v1` needs none"
+        },
+    )
+    api_key = fields.String(
+        load_default=None,
+        validate=is_header_text,
+        metadata={"description": "one of the resource's two keys"},
+    )
+    azure_ad_token = fields.String(
+        load_default=None,
+        validate=is_header_text,
+        metadata={"description": "an Entra token instead of a key; it is not renewed"},
+    )
+    tenant_id = fields.String(
+        load_default=None,
+        metadata={"description": "an application, with the two below; its tokens are renewed"},
+    )
+    client_id = fields.String(load_default=None, metadata={"description": "the application"})
+    client_secret = fields.String(load_default=None, metadata={"description": "its secret"})
+    azure_authority_host = fields.String(
+        load_default=AUTHORITY,
+        validate=is_address,
+        metadata={"description": "where Entra gives tokens, for other clouds than the public one"},
+    )
+    azure_scope = fields.String(
+        load_default=SCOPE, metadata={"description": "what the token is for"}
+    )
 
     @validates_schema
     def has_a_credential(self, data: dict[str, Any], **_: object) -> None:
