@@ -17,8 +17,10 @@ from app.settings import Settings
 from tests import dockerfile
 from tests.e2e.conftest import missing
 from tests.e2e.nginx import CONFIGURATION, NODE, ONE_NODE
+from tests.e2e.pages import Story
 
 ROOT = Path(__file__).parent.parent
+PAGE = ROOT / "docs" / "deploy.md"
 DEPLOY = ROOT / "deploy"
 BIN = Path(sys.executable).parent
 YAML = sorted((*DEPLOY.rglob("*.yaml"), *DEPLOY.rglob("*.yml")))
@@ -232,3 +234,25 @@ def test_compose_makes_of_the_site_file_what_that_says_for_two_nodes(tmp_path):
         assert old in expected
         expected = expected.replace(old, new)
     assert made.read_text() == expected
+
+
+# ------------------------------------------------------------------- docs/deploy.md
+
+
+def test_the_page_is_true(tmp_path):
+    """docs/deploy.md: what it has run makes all that compose.yaml asks for."""
+    shutil.copytree(DEPLOY, tmp_path / "deploy")
+    Story(PAGE, tmp_path).run()
+    place = tmp_path / "deploy" / "compose"
+    assert (place / ".env").stat().st_mode & 0o077 == 0
+    lines = [n for n in (place / ".env").read_text().splitlines() if not n.startswith("#")]
+    values = dict(line.split("=", 1) for line in lines)
+    asked = re.findall(r"\$\{(\w+):\?", (place / "compose.yaml").read_text())
+    assert all(re.fullmatch("(sk-)?[0-9a-f]{48}", values[name]) for name in asked)
+    assert {path.name for path in (place / "tls").iterdir()} == {"privkey.pem", "fullchain.pem"}
+
+
+def test_the_page_names_files_that_are_there():
+    named = set(re.findall(r"\bdeploy/[\w./-]*\w", PAGE.read_text()))
+    assert named
+    assert not [name for name in named if not (ROOT / name).exists()]
