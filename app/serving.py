@@ -360,9 +360,9 @@ keepalive = 75
 # systemd opened is shared whatever we say, and with reuse_port gunicorn would not look at it.
 reuse_port = "LISTEN_FDS" not in os.environ
 preload_app = False
-# Only a proxy on this host may say who the client is and that it came by https, and none may
-# rewrite the path.
-forwarded_allow_ips = "127.0.0.1,::1"
+# Only a proxy on this host, or one at the addresses that the operator names, may say who the client
+# is and that it came by https, and none may rewrite the path.
+forwarded_allow_ips = os.environ.get("FORWARDED_ALLOW_IPS") or "127.0.0.1,::1"
 forwarder_headers = ""
 limit_request_line = 8190
 limit_request_fields = 100

@@ -1,15 +1,12 @@
 """A multipart form read as it arrives: fields in memory, the one file to the spool."""
 
 import hashlib
-import mimetypes
 import os
-import re
 import tempfile
-import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import BinaryIO
 
 from flask import request
@@ -17,37 +14,14 @@ from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge
 from werkzeug.sansio.multipart import Data, Epilogue, Field, File, MultipartDecoder, NeedData
 
 from app.errors import NO_SPACE, InvalidRequest, StorageFull, TooLarge
+from app.file_names import clean_filename, mime_type
 
 READ_BYTES = 64 * 1024
 """Werkzeug's decoder slows down by four with pieces of 1 MB."""
 MAX_FIELDS_BYTES = 1024 * 1024
 MAX_PARTS = 200
-MAX_FILENAME = 500
 MAX_CONTENT_TYPE = 2000
 _FORM_OVERHEAD_BYTES = 2 * MAX_FIELDS_BYTES
-
-_TYPE = re.compile(r"[a-z0-9][a-z0-9!#$&^_.+-]*/[a-z0-9][a-z0-9!#$&^_.+-]*")
-_TYPES = mimetypes.MimeTypes()  # Python's own table: the same answer on every machine.
-# What the table leaves out, or calls by an older name than providers do.
-for _kind, _endings in (
-    ("audio/flac", ".flac"),
-    ("audio/mp4", ".m4a"),
-    ("audio/ogg", ".ogg .oga"),
-    ("audio/wav", ".wav"),
-    ("image/webp", ".webp"),
-    ("text/markdown", ".md .markdown"),
-    ("application/epub+zip", ".epub"),
-    ("application/rtf", ".rtf"),
-    ("application/yaml", ".yaml .yml"),
-    ("application/vnd.openxmlformats-officedocument.presentationml.presentation", ".pptx"),
-    ("application/vnd.openxmlformats-officedocument.spreadsheetml.sheet", ".xlsx"),
-    ("application/vnd.openxmlformats-officedocument.wordprocessingml.document", ".docx"),
-):
-    for _ending in _endings.split():
-        _TYPES.add_type(_kind, _ending)
-_OCTETS = "application/octet-stream"
-_ESCAPED = {"%22": '"', "%0D": "", "%0A": ""}
-_STEERING = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 @dataclass(frozen=True)
@@ -235,49 +209,6 @@ def _data(events: Iterator[Field | File | Data]) -> Iterator[bytes]:
         yield event.data
         if not event.more_data:
             return
-
-
-def clean_filename(name: str | None) -> str:
-    """A file name in NFC, without path, control and text-direction characters; never empty.
-
-    The openai client and browsers write quotes and line ends in percent form (HTML standard,
-    multipart/form-data encoding algorithm).
-    """
-    text = name or ""
-    for escaped, plain in _ESCAPED.items():
-        text = text.replace(escaped, plain)
-    text = text.replace("\\", "/").rsplit("/", 1)[-1]
-    kept = [
-        c
-        for c in unicodedata.normalize("NFC", text)
-        if unicodedata.category(c) not in ("Cc", "Cs", "Zl", "Zp") and c not in _STEERING
-    ]
-    text = "".join(kept).strip()
-    if text in ("", ".", ".."):
-        return "upload"
-    if len(text) > MAX_FILENAME:
-        stem, dot, ending = text.rpartition(".")
-        ending = dot + ending if stem and len(ending) <= 20 else ""
-        text = text[: MAX_FILENAME - len(ending)] + ending
-    return text
-
-
-def plain_type(declared: str) -> str | None:
-    """A MIME type in lower case without its parameters, None for what is none."""
-    plain = declared.partition(";")[0].strip().lower()
-    return plain if len(plain) <= 127 and _TYPE.fullmatch(plain) else None
-
-
-def mime_type(declared: str, filename: str) -> str:
-    """The declared type, else by name: octet-stream is what clients say when they don't know."""
-    plain = plain_type(declared)
-    if plain is not None and plain != _OCTETS:
-        return plain
-    # Only the endings: of a whole name the library may take the beginning for a URL's.
-    kind, packing = _TYPES.guess_type("a" + "".join(PurePosixPath(filename).suffixes[-2:]))
-    if packing is not None:
-        return "application/gzip" if packing == "gzip" else _OCTETS
-    return kind or _OCTETS
 
 
 def _too_large(file_field: str, limit: int, size: int) -> TooLarge:

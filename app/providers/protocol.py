@@ -147,6 +147,9 @@ class Provider:
     shared_params: ClassVar[tuple[str, ...]] = ()
     """Parameters that a deployment which leaves them out has from the account of its provider in
     `files_settings`."""
+    environment: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    """By parameter, the environment variables in which people keep it, the likeliest first: for
+    programs without a configuration, never for the gateway."""
     Params: ClassVar[type[Schema]]
     """Checks `Deployment.params`; an instance gets the loaded value as `self.params`."""
 
@@ -154,6 +157,17 @@ class Provider:
         self.deployment = deployment
         self.place = place
         self.params: dict[str, Any] = self.Params().load(dict(deployment.params))
+
+    @classmethod
+    def with_environment(
+        cls, given: Mapping[str, Any], environ: Mapping[str, str]
+    ) -> dict[str, Any]:
+        """The given parameters, and those that are left out as the environment has them."""
+        found = {
+            key: next((environ[name] for name in names if environ.get(name)), None)
+            for key, names in cls.environment.items()
+        }
+        return {**{key: value for key, value in found.items() if value}, **given}
 
     @property
     def account(self) -> str:
