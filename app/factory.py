@@ -24,6 +24,7 @@ from app.api import (
     uri_ids,
     users,
 )
+from app.api.reference import page
 from app.db.engine import Database, connect
 from app.providers.protocol import Place, Provider
 from app.providers.registry import open_all
@@ -104,7 +105,13 @@ def create_app(
         _register(app, blueprint, ("/openai/v1",))
     _register(app, inference.azure_clients, ("/openai",))
     app.wsgi_app = uri_ids.escaping(app.wsgi_app)  # type: ignore[assignment, method-assign]  # Flask's own way
-    for blueprint in (models.info, users.blueprint, keys.blueprint, health.blueprint):
+    for blueprint in (
+        models.info,
+        users.blueprint,
+        keys.blueprint,
+        health.blueprint,
+        page.blueprint,
+    ):
         app.register_blueprint(blueprint)
     return app
 

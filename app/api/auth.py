@@ -13,7 +13,15 @@ from app.errors import NotAuthenticated, NotPermitted
 from app.services.callers import Caller, Origin
 
 OPEN_ROUTES: frozenset[str] = frozenset(
-    {"/health/liveliness", "/health/liveness", "/health/readiness"}
+    {
+        "/health/liveliness",
+        "/health/liveness",
+        "/health/readiness",
+        # The API reference says what the source says, to everybody the same.
+        "/",
+        "/openapi.json",
+        "/reference/<asset>",
+    }
 )
 """The URL rules that need no key; there is no other way to open one."""
 

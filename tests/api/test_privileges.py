@@ -265,7 +265,7 @@ def _app(access):
         app.add_url_rule(f"/{name}", name, view)
     app.add_url_rule("/bare", "bare", lambda: "never seen")
     for rule in OPEN_ROUTES:
-        app.add_url_rule(rule, rule, guard(Guard.OPEN)(lambda: "ok"))
+        app.add_url_rule(rule, rule, guard(Guard.OPEN)(lambda **_: "ok"))
     return app
 
 
@@ -294,7 +294,7 @@ def test_a_view_without_guard_serves_nobody(access):
 def test_only_the_listed_routes_are_open(access):
     client = _app(access).test_client()
     for rule in OPEN_ROUTES:
-        assert client.get(rule).status_code == 200
+        assert client.get(rule.replace("<asset>", "x")).status_code == 200
     assert client.get("/nowhere").status_code == 404
     assert client.post("/ANY_KEY").status_code == 405
 
