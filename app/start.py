@@ -9,11 +9,12 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from app import logs, master_key
+from app import logs, master_key, signals
 from app.db import migrate
 from app.db.engine import Database, connect
 from app.db.tables import HEAD
 from app.errors import ConfigError, DatabaseAway
+from app.metrics import Metrics, Role
 from app.providers import registry
 from app.settings import Settings, load
 
@@ -27,7 +28,7 @@ _PAUSE_SECONDS = 2.0
 _OURS = (
     *(f"manifold.db{ending}" for ending in ("", "-wal", "-shm", "-queue", ".migrate.lock")),
     *(f"tasks.db{ending}" for ending in ("", "-wal", "-shm")),
-    *("audit", "kept", "local", "spool", "uploads"),
+    *("audit", "kept", "local", "metrics", "spool", "uploads"),
 )
 """What is in the data directory, and nobody else's business."""
 
@@ -59,6 +60,21 @@ def prepare(path: str, environ: Mapping[str, str]) -> Settings:
         for warning in settings.warnings:
             _log.warning("configuration", extra={"warning": warning})
     return settings
+
+
+def measure(settings: Settings, role: Role) -> Metrics | None:
+    """Count from now on what this process does; None where that cannot be.
+
+    The processes of one server have one parent in common, a worker stands alone.
+    """
+    leader = os.getppid() if role == "server" else os.getpid()
+    try:
+        metrics = Metrics(settings.data_dir, role, leader)
+    except OSError as error:
+        _log.warning("no_metrics", extra={"reason": str(error)})
+        return None
+    signals.listen(metrics.meters)
+    return metrics
 
 
 def _migrate(database: Database, environ: Mapping[str, str]) -> None:

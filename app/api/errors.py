@@ -7,8 +7,15 @@ from werkzeug.exceptions import ClientDisconnected, HTTPException, MethodNotAllo
 from werkzeug.http import HTTP_STATUS_CODES
 from werkzeug.wrappers import Response as BaseResponse
 
+from app import signals
 from app.api import context
-from app.errors import DatabaseUnavailable, GatewayError, StorageFull, UpstreamError
+from app.errors import (
+    DatabaseUnavailable,
+    GatewayError,
+    StorageFull,
+    UpstreamError,
+    UpstreamRejected,
+)
 
 _log = logging.getLogger("manifold")
 
@@ -43,6 +50,7 @@ def _mark(response: Response) -> Response:
 
 
 def _of_the_gateway(error: GatewayError) -> Response:
+    signals.tell().refused(None if isinstance(error, UpstreamRejected) else error.code)
     body = error.body()
     for name in ("message", "param"):
         # Both repeat what was sent, where JSON can say half a surrogate pair and UTF-8 cannot.

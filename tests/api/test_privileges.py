@@ -12,6 +12,7 @@ from app.api.auth import OPEN_ROUTES, Guard, guard
 from app.errors import DatabaseUnavailable, GatewayError
 from app.services.access import Access
 from app.services.callers import Role
+from app.settings import Settings
 from tests.access_builders import (
     MASTER_KEY,
     Client,
@@ -257,7 +258,7 @@ def test_a_database_that_is_away_is_503(root, access):
 
 def _app(access):
     app = Flask("guards", static_folder=None)
-    app.extensions["manifold"] = SimpleNamespace(access=access)
+    app.extensions["manifold"] = SimpleNamespace(access=access, settings=Settings())
     auth.install(app)
     app.register_error_handler(GatewayError, lambda error: (error.body(), error.status))
     for name in Guard.__members__:
@@ -270,8 +271,8 @@ def _app(access):
 
 
 SERVED = {
-    Role.PROXY_ADMIN: {"ANY_KEY", "WRITE", "ADMIN_READ", "ADMIN"},
-    Role.PROXY_ADMIN_VIEWER: {"ANY_KEY", "ADMIN_READ"},
+    Role.PROXY_ADMIN: {"ANY_KEY", "WRITE", "ADMIN_READ", "ADMIN", "METRICS"},
+    Role.PROXY_ADMIN_VIEWER: {"ANY_KEY", "ADMIN_READ", "METRICS"},
     Role.INTERNAL_USER: {"ANY_KEY", "WRITE"},
     Role.INTERNAL_USER_VIEWER: {"ANY_KEY"},
 }

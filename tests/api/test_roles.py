@@ -161,6 +161,7 @@ DECISIONS: dict[str, tuple[tuple[int, ...], Request]] = {
     "GET /model/info": (FREE, plain),
     "GET /model_group/info": (FREE, plain),
     "GET /health": (FREE, plain),
+    "GET /metrics": ((403, 403, 403, 200, 200, 403), plain),
     "POST /user/new": (ADMIN, lambda _: {"json": {}}),
     "POST /user/update": (ADMIN, of_user(user_alias="x")),
     "POST /user/delete": (ADMIN, of_user()),

@@ -44,6 +44,7 @@ _SERVED = {
     Guard.WRITE: "any key but a viewer's",
     Guard.ADMIN_READ: "administrators",
     Guard.ADMIN: "`proxy_admin`",
+    Guard.METRICS: "administrators, and whoever has the `metrics_token`",
 }
 _ALWAYS = ("invalid_api_key", "rate_limit_exceeded", "internal_error", "database_unavailable")
 _KEYS = (

@@ -593,6 +593,13 @@ OPERATIONS: Mapping[str, Described] = {
         answers.Health,
         statuses={503: "The database does not answer."},
     ),
+    "GET /metrics": Described(
+        "Operation",
+        "Metrics, for Prometheus",
+        None,
+        text="With an administrator's key, or with `metrics_token` as the key.",
+        answer_media=("text/plain",),
+    ),
     "GET /openapi.json": Described(
         "Operation", "This document", answers.Open, text="The same for everybody."
     ),
