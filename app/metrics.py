@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
-from app.signals import NO_ANSWER, Answered, Call, Listener
+from app.signals import NO_ANSWER, Answered, Call, Header, Listener, Request
 
 Role = Literal["server", "worker"]
 
@@ -98,15 +98,18 @@ class Meters(Listener):
         )  # fmt: skip
         self._processes.labels(role).set(1)
         self._role = role
+        self._counted = _Counted(self)
         self._by_request: dict[tuple[str | None, str, int], tuple[Any, ...]] = {}
         self._by_upstream: dict[tuple[str, str], _Upstream] = {}
 
     # What `signals` tells
 
-    def begun(self) -> None:
+    def begun(self, method: str, header: Header) -> Request:
         self._running.inc()
+        return self._counted
 
-    def answered(self, answered: Answered) -> None:
+    def over(self, answered: Answered) -> None:
+        """Count a request that is over."""
         self._running.dec()
         key = (answered.route, answered.method, answered.status // 100)
         found = self._by_request.get(key)
@@ -176,6 +179,16 @@ class Meters(Listener):
         self._database_most.set(most)
         on("checkout", lambda *_: self._database.inc())
         on("checkin", lambda *_: self._database.dec())
+
+
+class _Counted(Request):
+    """Any request: what is counted of one is told at its end."""
+
+    def __init__(self, meters: Meters) -> None:
+        self._meters = meters
+
+    def over(self, answered: Answered) -> None:
+        self._meters.over(answered)
 
 
 class _Upstream:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+Header = Callable[[str], str | None]
 
 NO_ANSWER = "no answer"
 
@@ -31,6 +32,19 @@ class Answered:
     is_cut_off: bool = False
 
 
+class Request:
+    """A client's request, from its head on."""
+
+    facts: Mapping[str, str] = {}
+    """What its log line is to say besides."""
+
+    def left(self) -> None:
+        """Its thread goes on without it; a streamed answer is still on its way."""
+
+    def over(self, answered: Answered) -> None:
+        """It is over, with the last byte of its answer."""
+
+
 class Call:
     """A request to an upstream, from before it is sent on."""
 
@@ -44,11 +58,9 @@ class Call:
 class Listener:
     """Does nothing about anything; one that listens overrides what it wants to know of."""
 
-    def begun(self) -> None:
-        """A client's request has begun."""
-
-    def answered(self, answered: Answered) -> None:
-        """A client's request is over, with the last byte of its answer."""
+    def begun(self, method: str, header: Header) -> Request:
+        """A client's request has begun; `header` gives a header of it by its name."""
+        return _NO_REQUEST
 
     def refused(self, code: str | None) -> None:
         """A client is shown an error of ours; None: one that an upstream gave."""
@@ -82,7 +94,22 @@ class Listener:
         """The worker has looked at one row, or swept."""
 
 
+_NO_REQUEST = Request()
 _NO_CALL = Call()
+
+
+class _Requests(Request):
+    def __init__(self, requests: list[Request]) -> None:
+        self._requests = requests
+        self.facts = {name: value for r in requests for name, value in r.facts.items()}
+
+    def left(self) -> None:
+        for request in self._requests:
+            request.left()
+
+    def over(self, answered: Answered) -> None:
+        for request in self._requests:
+            request.over(answered)
 
 
 class _Calls(Call):
@@ -101,13 +128,8 @@ class Listeners(Listener):
     def __init__(self, listeners: list[Listener]) -> None:
         self._all = tuple(listeners)
 
-    def begun(self) -> None:
-        for each in self._all:
-            each.begun()
-
-    def answered(self, answered: Answered) -> None:
-        for each in self._all:
-            each.answered(answered)
+    def begun(self, method: str, header: Header) -> Request:
+        return _Requests([each.begun(method, header) for each in self._all])
 
     def refused(self, code: str | None) -> None:
         for each in self._all:

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from app import logs, master_key, signals
+import app
+from app import logs, master_key, signals, tracing
 from app.db import migrate
 from app.db.engine import Database, connect
 from app.db.tables import HEAD
@@ -62,18 +63,24 @@ def prepare(path: str, environ: Mapping[str, str]) -> Settings:
     return settings
 
 
-def measure(settings: Settings, role: Role) -> Metrics | None:
-    """Count from now on what this process does; None where that cannot be.
+def measure(settings: Settings, role: Role, environ: Mapping[str, str]) -> Metrics | None:
+    """Count and trace from now on what this process does; its metrics, None where there are none.
 
-    The processes of one server have one parent in common, a worker stands alone.
+    To be called after the last fork. The processes of one server have one parent in common, a
+    worker stands alone.
     """
     leader = os.getppid() if role == "server" else os.getpid()
+    metrics = None
+    listeners: list[signals.Listener] = []
     try:
         metrics = Metrics(settings.data_dir, role, leader)
+        listeners.append(metrics.meters)
     except OSError as error:
         _log.warning("no_metrics", extra={"reason": str(error)})
-        return None
-    signals.listen(metrics.meters)
+    traces = tracing.open_traces(environ, app.__version__)
+    if traces is not None:
+        listeners.append(traces)
+    signals.listen(*listeners)
     return metrics
 
 

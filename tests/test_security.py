@@ -101,7 +101,7 @@ def declared() -> list[Requirement]:
     parser = configparser.ConfigParser()
     parser.read(ROOT / "setup.cfg")
     lines = parser["options"]["install_requires"].splitlines()
-    for name in ("postgres", "redis"):
+    for name in ("otel", "postgres", "redis"):
         lines += parser["options.extras_require"][name].splitlines()
     return [Requirement(line) for line in lines if line]
 

@@ -9,7 +9,7 @@ from flask import Flask, Response, g, request
 
 from app import signals
 from app.api import context
-from app.signals import Answered
+from app.signals import Answered, Request
 
 log = logging.getLogger("manifold.request")
 _PREFIX = 12
@@ -19,11 +19,18 @@ def install(app: Flask) -> None:
     """Log every request of this app."""
     app.before_request(_begin)
     app.after_request(_prepare)
+    app.teardown_request(_leave)
 
 
 def _begin() -> None:
     g.begun = time.perf_counter()
-    signals.tell().begun()
+    g.told = signals.tell().begun(request.method, request.headers.get)
+
+
+def _leave(_error: BaseException | None) -> None:
+    told: Request | None = g.get("told")
+    if told is not None:
+        told.left()
 
 
 def _prepare(response: Response) -> Response:
@@ -41,13 +48,15 @@ def _prepare(response: Response) -> Response:
     begun = g.get("begun", time.perf_counter())
     counter = _Counted(response)
 
+    told: Request = g.told
+    line.update(told.facts)
     length = request.content_length
 
     def write() -> None:
         seconds = time.perf_counter() - begun
         line["ms"] = round(seconds * 1000, 1)
         line["bytes_out"] = counter.size
-        signals.tell().answered(
+        told.over(
             Answered(
                 line["route"],
                 line["method"],
