@@ -63,7 +63,7 @@ class Listener:
         return _NO_REQUEST
 
     def refused(self, code: str | None) -> None:
-        """A client is shown an error of ours; None: one that an upstream gave."""
+        """A client is shown an error, by its code; None: one that an upstream gave."""
 
     def inferred(self, model: str, operation: str, status: int) -> None:
         """An upstream's answer goes back, for a configured model name."""

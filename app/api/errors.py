@@ -101,11 +101,13 @@ def _of_http(error: HTTPException) -> BaseResponse:
         return error.get_response(request.environ)
     # Validation is 400 here; 422 is what other frameworks say for it.
     status = 400 if error.code in (None, 422) else error.code
+    code = _CODES.get(status) or HTTP_STATUS_CODES[status].lower().replace(" ", "_")
+    signals.tell().refused(code)
     response = _envelope(
         status,
         _words(error, status),
         _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error"),
-        _CODES.get(status) or HTTP_STATUS_CODES[status].lower().replace(" ", "_"),
+        code,
     )
     for name, value in error.get_headers(request.environ):
         if name.lower() not in _OF_THE_BODY:
@@ -141,6 +143,7 @@ def _unexpected(error: Exception) -> Response:
             "path": request.path,
         },
     )
+    signals.tell().refused("internal_error")
     return _envelope(500, "internal error", "server_error", "internal_error")
 
 

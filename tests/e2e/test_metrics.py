@@ -1,15 +1,22 @@
 """/metrics over four real processes and a worker: what it says is what was sent."""
 
+import json
+import re
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
 
+import promql_parser
 import psutil
 import pytest
+import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.e2e.conftest import StartGateway
-from tests.e2e.gateway import Account, Gateway, Upstream, model, wait_until
+from tests.e2e.gateway import ROOT, Account, Gateway, Upstream, model, wait_until
 
 TOKEN = "a-token-for-prometheus-alone"
 WORKERS = 4
@@ -200,6 +207,148 @@ def test_nobody_else_may(gateway: Gateway):
     # The token opens nothing else.
     for path in ("/v1/files", "/v1/models", "/health", "/user/list"):
         assert gateway.api("GET", path, key=TOKEN).status_code == 401
+
+
+# What deploy/ asks for
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A series that an expression selects, and every label that is named for it."""
+
+    name: str
+    labels: frozenset[str]
+
+
+def asked_in(expression: str) -> list[Asked]:
+    """The series of an expression in PromQL; labels of an aggregation are those of all below it."""
+    found: list[Asked] = []
+
+    def walk(node: Any, grouped: frozenset[str]) -> None:
+        if isinstance(node, promql_parser.MatrixSelector):
+            node = node.vector_selector
+        if isinstance(node, promql_parser.VectorSelector):
+            named = {matcher.name for matcher in node.matchers.matchers}
+            found.append(Asked(node.name or "", frozenset(named | grouped)))
+        elif isinstance(node, promql_parser.AggregateExpr):
+            walk(node.expr, grouped | set(node.modifier.labels if node.modifier else ()))
+        elif isinstance(node, promql_parser.Call):
+            for argument in node.args:
+                walk(argument, grouped)
+        elif isinstance(node, promql_parser.BinaryExpr):
+            walk(node.lhs, grouped)
+            walk(node.rhs, grouped)
+        elif isinstance(node, promql_parser.ParenExpr):
+            walk(node.expr, grouped)
+        else:
+            assert isinstance(node, promql_parser.NumberLiteral), node
+
+    walk(promql_parser.parse(expression), frozenset())
+    return found
+
+
+def alerts() -> list[dict[str, Any]]:
+    rules = yaml.safe_load((ROOT / "deploy/prometheus/alerts.yml").read_text())
+    return [rule for group in rules["groups"] for rule in group["rules"]]
+
+
+def panels() -> list[dict[str, Any]]:
+    board = json.loads((ROOT / "deploy/grafana/manifold.json").read_text())
+    return [panel for panel in board["panels"] if panel["type"] != "row"]
+
+
+def test_every_name_and_label_of_dashboard_and_alerts_is_scraped(
+    gateway: Gateway, account: Account
+):
+    account.fail(path_regex="chat", status=500, times=1)
+    gateway.api("POST", "/v1/chat/completions", json={"model": "a", "messages": []})
+    gateway.api(
+        "POST",
+        "/v1/uploads",
+        json={
+            "purpose": "user_data",
+            "filename": "a.txt",
+            "bytes": 1,
+            "mime_type": "text/plain",
+            "model": "a",
+        },
+    )
+    rows = {
+        "custom_id": "1",
+        "method": "POST",
+        "url": "/v1/chat/completions",
+        "body": {"model": "a"},
+    }
+    sent = gateway.api(
+        "POST",
+        "/v1/files",
+        files={"file": ("a.jsonl", json.dumps(rows))},
+        data={"purpose": "batch", "target_model_names": "a"},
+    )
+    batch = {
+        "input_file_id": sent.json()["id"],
+        "endpoint": "/v1/chat/completions",
+        "completion_window": "24h",
+    }
+    assert gateway.api("POST", "/v1/batches", json=batch).status_code == 200
+
+    expressions = [rule["expr"] for rule in alerts()]
+    expressions += [target["expr"] for panel in panels() for target in panel["targets"]]
+    asked = {each for expression in expressions for each in asked_in(expression)}
+    assert len(expressions) > 40
+
+    def unknown() -> set[Asked]:
+        labels: dict[str, set[str]] = {"up": set()}
+        for name, pairs in scrape(gateway):
+            labels.setdefault(name, set()).update(label for label, _ in pairs)
+        # Prometheus gives every series these two.
+        return {
+            each
+            for each in asked
+            if each.name not in labels or not each.labels <= labels[each.name] | {"instance", "job"}
+        }
+
+    with suppress(AssertionError):
+        wait_until(lambda: not unknown(), timeout=30)
+    assert not unknown()
+
+
+def test_every_alert_has_words_and_a_section_in_the_docs():
+    page = (ROOT / "docs/observability.md").read_text()
+    sections = {line.removeprefix("### ") for line in page.splitlines() if line.startswith("### ")}
+    assert len({rule["alert"] for rule in alerts()}) == len(alerts()) > 8
+    for rule in alerts():
+        assert rule["labels"]["severity"] in ("warning", "critical")
+        assert rule["annotations"]["summary"]
+        assert rule["annotations"]["runbook"] == f"docs/observability.md#{rule['alert'].lower()}"
+        assert rule["alert"] in sections
+
+
+def test_every_panel_says_what_it_shows_and_none_covers_another():
+    taken: set[tuple[int, int]] = set()
+    for panel in panels():
+        assert panel["title"] and panel["description"].endswith(".")
+        at = panel["gridPos"]
+        cells = {(at["x"] + dx, at["y"] + dy) for dx in range(at["w"]) for dy in range(at["h"])}
+        assert not cells & taken, panel["title"]
+        taken |= cells
+    assert max(x for x, _ in taken) < 24
+
+
+def test_the_docs_name_every_metric_there_is(gateway: Gateway):
+    page = (ROOT / "docs/observability.md").read_text()
+    scraped = {
+        re.sub(r"_(bucket|sum|count)$", "", name)
+        for name, _ in scrape(gateway)
+        if not name.endswith("_created")
+    }
+    named = set(re.findall(r"`(manifold_[a-z_]+)`", page))
+    assert scraped <= named
+    # Those that have no value before something has gone wrong are named too.
+    assert all(name.startswith("manifold_") for name in named) and len(named) > 25
+
+
+# Processes that come and go
 
 
 def test_a_process_that_dies_takes_no_count_away(gateway: Gateway):
