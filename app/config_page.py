@@ -26,6 +26,7 @@ MEANINGS: Mapping[str, Mapping[str, str]] = {
         "master_key": "the administrator's key; made on the first start and kept in `data_dir`",
         "previous_master_keys": "master keys of before, which still work for a while",
         "master_key_overlap_hours": "how long, from the first start with the present key on",
+        "metrics_token": "lets Prometheus read `/metrics`, and nothing else",
         "database_url": "`postgresql://user:password@host/name`; else a SQLite file in `data_dir`",
         "data_dir": "database, local store, spool, kept contents, generated master key",
         "default_target_model_names": "where a file goes when a request names nothing",

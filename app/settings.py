@@ -84,6 +84,7 @@ class Settings:
     master_key: str | None = field(default=None, repr=False)
     previous_master_keys: tuple[str, ...] = field(default=(), repr=False)
     master_key_overlap_hours: float = 24.0
+    metrics_token: str | None = field(default=None, repr=False)
     retiring_master_keys: tuple[RetiringKey, ...] = ()
     database_url: str | None = field(default=None, repr=False)
     data_dir: Path = Path("data")

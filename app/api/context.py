@@ -9,10 +9,12 @@ from typing import Any, cast
 from flask import current_app, g, request
 
 from app.db.engine import Database
+from app.metrics import Metrics
 from app.services.access import Access
 from app.services.audit import Trail
 from app.services.batches import Batches
 from app.services.callers import Caller
+from app.services.census import Census
 from app.services.file_lists import FileLists
 from app.services.files import Files
 from app.services.fine_tuning import FineTuning
@@ -56,6 +58,8 @@ class Services:
     sweeper: Sweeper
     fsck: Fsck
     spool: Spool
+    census: Census
+    metrics: Metrics | None
 
 
 def services() -> Services:

@@ -89,7 +89,7 @@ def worker(*, config: str, threads: int) -> None:
 
     settings = start.prepare(config, os.environ)
     supervisor.end_with_parent()
-    services = build(settings)
+    services = build(settings, metrics=start.measure(settings, "worker", os.environ))
     background.run(
         background.make_queue(settings),
         [services.upkeep, services.reconciler],

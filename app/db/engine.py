@@ -4,7 +4,7 @@ import fcntl
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
@@ -63,6 +63,10 @@ class Database:
         """A session that commits at the end and rolls back on any error."""
         with _as_unavailable(), self._turn, self._write.begin() as session:
             yield session
+
+    def when(self, happens: str, do: Callable[..., None]) -> None:
+        """Call `do` whenever this happens to a connection of the pool: SQLAlchemy's pool events."""
+        event.listen(self.engine, happens, do)
 
     def ping(self) -> None:
         """Return if the database answers, else raise DatabaseUnavailable."""

@@ -220,6 +220,7 @@ def test_the_selector_is_read_from_every_place_of_create(alice, selector, kind):
         ({"expires_after": {"anchor": "created_at", "seconds": 1}}, "expires_after[seconds]"),
         ({"expires_after": {"anchor": "now", "seconds": 3600}}, "expires_after[anchor]"),
         ({"expires_after": [1]}, "expires_after"),
+        ({"expires_after": {}}, "expires_after[anchor]"),
         ({"target_model_names": "gpt, nope"}, "model"),
         ({"api_base": "http://elsewhere"}, "api_base"),
     ],

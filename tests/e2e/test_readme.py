@@ -245,6 +245,7 @@ def test_every_route_is_in_the_readme_and_the_readme_names_no_other(tmp_path):
 # ------------------------------------------------------- settings
 
 IN_WORDS = {
+    "metrics_token": "none",
     "master_key": "made on first start",
     "database_url": "SQLite in `data_dir`",
     "task_queue_url": "SQLite in `data_dir`",
