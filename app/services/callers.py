@@ -136,8 +136,8 @@ class Callers:
         if not secret.startswith("sk-") or len(secret) > _MAX_SECRET_LENGTH:
             raise NotAuthenticated("the API key is not valid")
         moment = now()
-        with self._database.read() as session:
-            row = db.presented(session, token, moment)
+        with self._database.ask() as connection:
+            row = db.presented(connection, token, moment)
         if row is None:
             raise NotAuthenticated("the API key is not valid")
         # A secret in its grace period gives nothing, a new key for example, that outlives it.
