@@ -26,9 +26,9 @@ EXPIRIES = (
     ("2592000", "after 30 days"),
 )
 PURPOSE_NAMES = {
-    "user_data": "user_data: to ask about in a chat",
-    "batch": "batch: rows of requests",
-    "fine-tune": "fine-tune: training data",
+    "user_data": "user_data: for chats",
+    "batch": "batch: requests",
+    "fine-tune": "fine-tune: examples",
 }
 STATUSES = (("processed", "Ready"), ("uploaded", "Uploading"), ("error", "Missing or expired"))
 _ORDER = {"uploading": 0, "missing": 1, "expired": 2, "deleting": 3, "ready": 4}
