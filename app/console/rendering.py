@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from app.errors import GatewayError, NotAuthenticated
 from app.services.callers import Caller
 
 STATIC = Path(__file__).parent / "static"
+
+_KINDS = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 
 POLL = "X-Manifold-Poll"
 """Sent by a page's script that asks for the page anew, without anybody's doing."""
@@ -91,11 +94,29 @@ def local(path: str | None) -> str:
     return path if path and _LOCAL.fullmatch(path) else "/ui/"
 
 
+@dataclass(frozen=True)
+class Static:
+    """A file that pages load; `digest` changes with its content."""
+
+    content: bytes
+    kind: str
+    digest: str
+
+
 @cache
+def static_files() -> dict[str, Static]:
+    """The style sheet, the script and the picture, by name; a few KB, read once."""
+    found = {}
+    for path in STATIC.iterdir():
+        content = path.read_bytes()
+        digest = hashlib.sha256(content).hexdigest()[:12]
+        found[path.name] = Static(content, _KINDS[path.suffix], digest)
+    return found
+
+
 def asset(name: str) -> str:
     """Where a static file is, with its content in the address so that browsers may keep it."""
-    digest = hashlib.sha256((STATIC / name).read_bytes()).hexdigest()[:12]
-    return f"/ui/static/{name}?v={digest}"
+    return f"/ui/static/{name}?v={static_files()[name].digest}"
 
 
 def install(blueprint: Blueprint) -> None:

@@ -1,6 +1,7 @@
 """Sign in with a key, sign out; who is behind a request's session."""
 
-from flask import Blueprint, request, send_from_directory
+from flask import Blueprint, request
+from flask import Response as FlaskResponse
 from werkzeug.wrappers import Response
 
 from app.api.auth import Door, Guard, guard
@@ -64,15 +65,13 @@ def end() -> Response:
 @guard(Guard.OPEN, Door.SESSION)
 def static(name: str) -> Response:
     """Style, script and picture of the pages; nothing else is in that folder."""
-    if name not in _names():
+    found = rendering.static_files().get(name)
+    if found is None:
         raise NotFound("there is no such file")
-    response = send_from_directory(rendering.STATIC, name, max_age=_A_YEAR)
+    response = FlaskResponse(found.content, mimetype=found.kind)
+    response.cache_control.max_age = _A_YEAR
     response.cache_control.public = True
     return response
-
-
-def _names() -> set[str]:
-    return {path.name for path in rendering.STATIC.iterdir()}
 
 
 def _form(error: GatewayError | None = None) -> Response:

@@ -1,6 +1,5 @@
 """Pages of files and jobs for people who look at them; one function each, session first."""
 
-import datetime as dt
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -110,9 +109,10 @@ def _beyond(
     session: Session, query: Select[Any], table: type[File | Job], at: str | None, *, newer: bool
 ) -> Select[Any]:
     key = tuple_(table.created_at, table.id)
-    place: tuple[dt.datetime, str] | None = None
-    if at is not None and (found := session.get(table, at)) is not None:
-        place = (found.created_at, found.id)
+    place: tuple[Any, ...] | None = None
+    if at is not None:
+        there = select(table.created_at, table.id).where(table.id == at)
+        place = next((tuple(row) for row in session.execute(there)), None)
     if place is not None:
         # One row comparison, which both databases answer from an index.
         cursor = tuple_(literal(place[0], UtcDateTime()), literal(place[1]))
