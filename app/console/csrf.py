@@ -41,14 +41,14 @@ def check(secret: str) -> None:
     if request.method in SAFE:
         return
     refuse_other_sites()
-    # Werkzeug reads no more of a form than this.
-    request.max_content_length = MAX_FORM_BYTES
     sent = request.headers.get(HEADER)
     view = current_app.view_functions.get(request.endpoint or "")
-    if sent is None:
-        if getattr(view, "reads_its_form", False):
-            return
-        sent = request.form.get(FIELD)
+    if not getattr(view, "reads_its_form", False):
+        # Werkzeug reads no more of a form than this.
+        request.max_content_length = MAX_FORM_BYTES
+        sent = request.form.get(FIELD) if sent is None else sent
+    elif sent is None:
+        return
     require(secret, sent)
 
 

@@ -24,7 +24,8 @@ class FileFilter:
 
     def conditions(self) -> list[ColumnElement[bool]]:
         found: list[ColumnElement[bool]] = [
-            File.state.in_(VISIBLE),
+            # Not as it stands: SQLite would read all that is visible by its index, and sort it.
+            (File.state + "").in_(VISIBLE),
             or_(File.expires_at.is_(None), File.expires_at > now()),
         ]
         if self.owner is not None:

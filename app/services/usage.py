@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypeVar
 
 from app.db import usage as rows
@@ -32,8 +32,10 @@ MOST_PLACES = 20_000
 _HOUR = 3600
 _USE_SECONDS = 60.0
 """How often it is written down, at most, that a key was used."""
+_SLOW_SECONDS = 0.05
 _KEPT_SECONDS = 60.0
-"""How long sums over everything that is stored are shown again before they are made anew."""
+"""How long a sum that was slow to make is shown again before it is made anew."""
+_MOST_KEPT = 1000
 
 _Counts = list[int]
 _Place = tuple[int, str, str, str]
@@ -51,10 +53,10 @@ class Series:
         return sum(self.counts[name])
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Kept:
-    made_at: float = 0.0
-    value: object = field(default=None)
+    until: float
+    value: object
 
 
 class Usage:
@@ -80,7 +82,7 @@ class Usage:
         self._noted: dict[str, float] = {}
         self._thread: threading.Thread | None = None
         self._is_over = threading.Event()
-        self._kept: dict[str, _Kept] = {}
+        self._kept: dict[tuple[str | None, ...], _Kept] = {}
 
     # Counting
 
@@ -203,35 +205,45 @@ class Usage:
     def stored(self, caller: Caller, by: str, limit: int = 8) -> list[rows.Stored]:
         """Who has stored the most, or what is stored for each model; `by` is owner or model.
 
-        At most a minute old for those who see everything.
+        At most a minute old, where finding it out takes its time.
         """
         ask = rows.stored_by_owner if by == "owner" else rows.stored_by_model
+        owner = _scope(caller)
 
         def asked() -> list[rows.Stored]:
             with self._database.read() as session:
-                return ask(session, owner=_scope(caller), limit=limit)
+                return ask(session, owner=owner, limit=limit)
 
-        return self._once_a_minute(f"{by} {limit}", asked) if caller.sees_everything else asked()
+        return self._kept_when_slow((by, str(limit), owner), asked)
 
     def copies(self) -> list[rows.CopyCount]:
-        """Copies by deployment and state, at most a minute old; for administrators."""
+        """Copies by deployment and state, likewise; for administrators."""
 
         def asked() -> list[rows.CopyCount]:
             with self._database.read() as session:
                 return rows.copies_by_deployment(session)
 
-        return self._once_a_minute("copies", asked)
+        return self._kept_when_slow(("copies",), asked)
 
     def last_uses(self, tokens: Sequence[str]) -> dict[str, dt.datetime]:
         """When the keys with these hashes were used last, to a minute or so."""
         with self._database.read() as session:
             return rows.last_uses(session, tokens)
 
-    def _once_a_minute(self, name: str, ask: Callable[[], T]) -> T:
-        kept = self._kept.setdefault(name, _Kept())
-        if kept.value is None or time.monotonic() - kept.made_at > _KEPT_SECONDS:
-            kept.value, kept.made_at = ask(), time.monotonic()
-        return kept.value  # type: ignore[return-value]  # what `ask` has answered
+    def _kept_when_slow(self, key: tuple[str | None, ...], ask: Callable[[], T]) -> T:
+        begun = time.monotonic()
+        kept = self._kept.get(key)
+        if kept is not None and begun < kept.until:
+            return kept.value  # type: ignore[return-value]  # what `ask` has answered
+        value = ask()
+        moment = time.monotonic()
+        if moment - begun > _SLOW_SECONDS:
+            if len(self._kept) >= _MOST_KEPT:
+                self._kept.clear()
+            self._kept[key] = _Kept(moment + _KEPT_SECONDS, value)
+        else:
+            self._kept.pop(key, None)
+        return value
 
 
 def _scope(caller: Caller) -> str | None:
