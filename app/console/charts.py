@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 WIDTH, HEIGHT = 720, 180
-LEFT, BOTTOM, TOP = 46, 22, 8
+LEFT, BOTTOM, TOP = 54, 24, 8
 _TICKS = 3
-_LABELS = 6
+_LABELS = 5
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """Files: list, upload, one file with its copies, download, delete."""
 
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Literal, cast
 
@@ -12,6 +14,7 @@ from app.api.auth import Door, Guard, guard
 from app.api.context import caller, services
 from app.console import cookies, csrf, snippets, turning, uploading
 from app.console.rendering import go, render, wants_json
+from app.errors import GatewayError
 from app.objects import LISTED_PURPOSES, PURPOSES
 from app.services.browse import FileQuery, FileView
 from app.services.router import Hints
@@ -31,6 +34,8 @@ PURPOSE_NAMES = {
     "fine-tune": "fine-tune: examples",
 }
 STATUSES = (("processed", "Ready"), ("uploaded", "Uploading"), ("error", "Missing or expired"))
+_LOOKED_AFTER = 5
+"""How many unfinished files of a list are asked for at their upstreams, each time it is shown."""
 _ORDER = {"uploading": 0, "missing": 1, "expired": 2, "deleting": 3, "ready": 4}
 
 
@@ -125,7 +130,10 @@ def _listed() -> Response:
         else None,
         user_id=filters["user_id"],
     )
-    shown = services().browse.files(me, query, turning.asked())
+    turn = turning.asked()
+    shown = services().browse.files(me, query, turn)
+    if _looked_after(shown.items):
+        shown = services().browse.files(me, query, turn)
     settings = services().settings
     names = services().router.model_names(me)
     return render(
@@ -145,6 +153,16 @@ def _listed() -> Response:
         max_file_size_mb=settings.max_file_size_mb,
         done=request.args.get("done"),
     )
+
+
+def _looked_after(files: Sequence[FileView]) -> bool:
+    """Whether an upstream was asked how far it is with some of these files."""
+    waiting = [file for file in files if file.status == "uploaded"][:_LOOKED_AFTER]
+    for file in waiting:
+        # What an upstream does not say now is asked again when the page is.
+        with suppress(GatewayError):
+            services().files.retrieve(caller(), file.id, Hints())
+    return bool(waiting)
 
 
 def _purposes() -> list[tuple[str, str]]:
