@@ -1,5 +1,6 @@
 """Keys: list, make, block, renew, delete; a secret is shown once, by the answer that made it."""
 
+import hmac
 from typing import Any, cast
 
 from flask import Blueprint, Response, request
@@ -84,7 +85,7 @@ def show(token: str) -> Response:
         used_at=services().usage.last_uses([key["token"]]).get(key["token"]),
         limit_labels=LIMIT_LABELS,
         graces=GRACES,
-        is_this=key["token"] == me.key_hash,
+        is_this=hmac.compare_digest(key["token"], me.key_hash),
         may_change=me.may_write,
     )
 
