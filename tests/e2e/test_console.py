@@ -22,7 +22,10 @@ from playwright.sync_api import (
     expect,
     sync_playwright,
 )
+from sqlalchemy import select
 
+from app.db.engine import connect
+from app.db.tables import KeyUse, UsageHour
 from tests.e2e.batching import QUICK
 from tests.e2e.conftest import StartGateway, missing
 from tests.e2e.gateway import ROOT, Gateway, Upstream, model, wait_until
@@ -225,7 +228,7 @@ def test_a_batch_from_a_stored_file_to_its_results(
     key = gateway.new_user(user_id="batcher")["key"]
     client = gateway.client(key)
     client.files.create(
-        file=("questions.jsonl", rows(30, "gpt-4o")),
+        file=("questions.jsonl", rows(30, "gpt-4o", fail=(3, 7))),
         purpose="batch",
         extra_body={"target_model_names": "gpt-4o"},
     )
@@ -238,14 +241,18 @@ def test_a_batch_from_a_stored_file_to_its_results(
         expect(page.get_by_role("heading", name="Monday's questions")).to_be_visible()
         page.evaluate("window.isTheSamePage = true")
         expect(page.locator("#batch .badge")).to_have_text("completed", timeout=30_000)
-        expect(page.locator("#batch .rows")).to_contain_text("30 of 30")
+        expect(page.locator("#batch .rows")).to_contain_text("30 of 30 2 failed")
         download_link = page.get_by_role("link", name="Download results")
         expect(download_link).to_be_visible()
         assert page.evaluate("window.isTheSamePage")
         shot(page, "batch", whole=True)
         with page.expect_download() as download:
             download_link.click()
-        assert Path(download.value.path()).read_bytes().count(b"\n") == 30
+        assert Path(download.value.path()).read_bytes().count(b"\n") == 28
+        page.get_by_role("link", name="See the rows that failed").click()
+        expect(page.locator("tbody tr")).to_have_count(2)
+        expect(page.locator("tbody tr").first).to_contain_text("told to fail")
+        shot(page, "batch-errors")
         page.goto("/ui/overview")
         shot(page, "overview", whole=True)
 
@@ -390,7 +397,8 @@ def test_an_uploaded_page_never_runs(chromium: Browser, gateway: Gateway):
     gateway.client(key).files.create(
         file=('"><script>alert(1)</script>.html', evil, "text/html"), purpose="user_data"
     )
-    with window(chromium, gateway, accept_downloads=True) as page:
+    # The browser says aloud that it refuses to frame the console.
+    with window(chromium, gateway, is_broken=True, accept_downloads=True) as page:
         dialogs: list[str] = []
         page.on("dialog", lambda dialog: dialogs.append(dialog.message))
         sign_in(page, key)
@@ -414,3 +422,19 @@ def test_an_uploaded_page_never_runs(chromium: Browser, gateway: Gateway):
         )
         assert all("Keys" not in (frame.title() or "") for frame in page.frames[1:])
         page.evaluate("document.querySelector('iframe')?.remove()")
+
+
+def test_what_was_counted_is_written_down_at_the_end(start_gateway: StartGateway):
+    """Long before the next time that it would be; by the process that is told to stop."""
+    config = {"model_list": [{"model_name": "disk", "litellm_params": {"model": "local/disk"}}]}
+    gateway = start_gateway(config, workers=1, name="counting")
+    key = gateway.new_user(user_id="counted")["key"]
+    assert gateway.api("GET", "/v1/models", key=key).status_code == 200
+    assert gateway.stop() == 0
+    database = connect(f"sqlite:///{gateway.data_dir}/manifold.db")
+    with database.read() as session:
+        found = session.execute(select(UsageHour.owner, UsageHour.requests)).all()
+        uses = session.scalars(select(KeyUse)).all()
+    database.engine.dispose()
+    assert sorted(tuple(row) for row in found) == [("master", 1), ("user:counted", 1)]
+    assert len(uses) == 1
