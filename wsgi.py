@@ -7,6 +7,7 @@ from app.errors import ConfigError
 from app.factory import create_app
 
 try:
-    app = create_app(start.prepare(os.environ.get("MANIFOLD_CONFIG", "config.yaml"), os.environ))
+    settings = start.prepare(os.environ.get("MANIFOLD_CONFIG", "config.yaml"), os.environ)
+    app = create_app(settings, metrics=start.measure(settings, "server", os.environ))
 except ConfigError as error:
     raise SystemExit(start.refused(error, os.environ)) from None

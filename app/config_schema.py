@@ -98,6 +98,11 @@ def _queue_url(value: str) -> None:
         raise ValidationError("must begin with redis://, rediss:// or postgresql://")
 
 
+def _long_enough(value: str) -> None:
+    if len(value) < 16:
+        raise ValidationError("must have 16 characters or more")
+
+
 def _writable_in_an_id(value: str) -> None:
     """Ids are `...;key,value` texts, and clients send names with commas between."""
     if re.search(r"[;,\x00-\x1f\x7f]", value):
@@ -210,6 +215,7 @@ class GeneralSettings(Section):
     master_key = Text()
     previous_master_keys = Secrets()
     master_key_overlap_hours = Number(validate=validate.Range(0, 720, error="must be 0 to 720"))
+    metrics_token = Text(validate=_long_enough)
     database_url = Text()
     data_dir = Text()
     default_target_model_names = Names()

@@ -25,8 +25,11 @@ from app.api import (
     usage,
     users,
 )
+from app.api import metrics as scraping
+from app.api.reference import page
 from app.console import room, signing_in
 from app.db.engine import Database, connect
+from app.metrics import Metrics
 from app.providers.protocol import Place, Provider
 from app.providers.registry import open_all
 from app.services.access import Access
@@ -35,12 +38,14 @@ from app.services.audit import Trail
 from app.services.batch_files import BatchFiles
 from app.services.batches import Batches
 from app.services.browse import Browse
+from app.services.census import Census
 from app.services.copies import Copies
 from app.services.fan_out import FanOut
 from app.services.file_lists import FileLists
 from app.services.files import Files
 from app.services.fine_tuning import FineTuning
 from app.services.fsck import Fsck
+from app.services.head_start import HeadStarts
 from app.services.inference import Inference
 from app.services.jobs import Jobs
 from app.services.kept import Kept
@@ -75,10 +80,12 @@ def create_app(
     settings: Settings,
     database: Database | None = None,
     providers: Mapping[str, Provider] | None = None,
+    metrics: Metrics | None = None,
 ) -> Flask:
     """The WSGI application. Raises ConfigError when a deployment cannot be opened.
 
     Database and providers (by deployment id) are those of the settings unless they are given.
+    `metrics` are this process's, None when it counts nothing.
     """
     app = Flask("app", static_folder=None)
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
@@ -86,7 +93,7 @@ def create_app(
     app.json.ensure_ascii = False  # type: ignore[attr-defined]  # likewise
     app.url_map.merge_slashes = False
     app.url_map.strict_slashes = False
-    app.extensions["manifold"] = services = build(settings, database, providers)
+    app.extensions["manifold"] = services = build(settings, database, providers, metrics)
     errors.install(app)
     security_headers.install(app)
     access_log.install(app, usage.Counting(services.usage))
@@ -109,7 +116,14 @@ def create_app(
         _register(app, blueprint, ("/openai/v1",))
     _register(app, inference.azure_clients, ("/openai",))
     app.wsgi_app = uri_ids.escaping(app.wsgi_app)  # type: ignore[assignment, method-assign]  # Flask's own way
-    for blueprint in (models.info, users.blueprint, keys.blueprint, health.blueprint):
+    for blueprint in (
+        models.info,
+        users.blueprint,
+        keys.blueprint,
+        health.blueprint,
+        page.blueprint,
+        scraping.blueprint,
+    ):
         app.register_blueprint(blueprint)
     app.register_blueprint(room.blueprint)
     return app
@@ -119,6 +133,7 @@ def build(
     settings: Settings,
     database: Database | None = None,
     providers: Mapping[str, Provider] | None = None,
+    metrics: Metrics | None = None,
 ) -> context.Services:
     """Every collaborator, for the app and for the worker."""
     # A database that is given is a test's, and may have one connection for all threads.
@@ -127,6 +142,8 @@ def build(
     database = database or connect(
         settings.resolved_database_url, pool_size=settings.database_pool_size
     )
+    if metrics is not None:
+        metrics.meters.watch_pool(settings.database_pool_size, database.when)
     place = Place(
         data_dir=settings.data_dir, max_inline_bytes=settings.max_inline_file_size_mb * MB
     )
@@ -184,6 +201,8 @@ def build(
             also=(sessions.sweep, counted.sweep),
         ),
         fsck=check(settings, database, router, providers, files, uploads, spool),
+        census=Census(settings, database),
+        metrics=metrics,
     )
 
 
@@ -268,7 +287,15 @@ def file_services(
         leases=leases,
         meter=meter,
     )
-    files = Files(database, router, lookup, storing=storing, copies=copies, kept=kept)
+    files = Files(
+        database,
+        router,
+        lookup,
+        head_starts=HeadStarts(router, settings.fan_out_threads),
+        storing=storing,
+        copies=copies,
+        kept=kept,
+    )
     reconciler = Reconciler(
         settings, database, copies=copies, renewal=renewal, kept=kept, leases=leases
     )

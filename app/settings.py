@@ -84,6 +84,7 @@ class Settings:
     master_key: str | None = field(default=None, repr=False)
     previous_master_keys: tuple[str, ...] = field(default=(), repr=False)
     master_key_overlap_hours: float = 24.0
+    metrics_token: str | None = field(default=None, repr=False)
     retiring_master_keys: tuple[RetiringKey, ...] = ()
     database_url: str | None = field(default=None, repr=False)
     data_dir: Path = Path("data")
@@ -288,7 +289,7 @@ class _Deployments:
         ]
 
     def _new_id(self, deployment: Deployment, path: str, prefix: str) -> str:
-        wanted = chosen = prefix + _fingerprint(deployment)
+        wanted = chosen = prefix + fingerprint(deployment)
         nth = 1
         while chosen in self._path_of:
             nth += 1
@@ -342,7 +343,7 @@ def _check_model(reading: Reading, deployment: Deployment, is_given: bool, path:
         reading.mistake(path, "model_name and model must both end in '*', or neither")
 
 
-def _fingerprint(deployment: Deployment) -> str:
+def fingerprint(deployment: Deployment) -> str:
     """What stays the same when keys rotate and entries change places, as 32 hex digits."""
     address = str(deployment.params.get("api_base") or "")
     parts = [

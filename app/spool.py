@@ -5,10 +5,13 @@ import os
 import secrets
 import shutil
 import threading
+import time
 from contextlib import suppress
 from pathlib import Path
 
 _LOCK = ".lock"
+_HIDDEN_SECONDS = 60
+"""A folder is locked and gets its name long before."""
 
 
 class Spool:
@@ -76,11 +79,11 @@ class Spool:
 
 def _is_left(entry: Path) -> bool:
     if entry.name.startswith("."):
-        # Its process died, or is, in the few microseconds before it was renamed.
-        with suppress(FileNotFoundError, ProcessLookupError, ValueError):
-            os.kill(int(entry.name[1:].partition("-")[0]), 0)
-            return False
-        return entry.is_dir()
+        # Its process died, or is, in the few microseconds before it was renamed. The number in the
+        # name tells nothing: in another container, on the same folder, it is another process's.
+        with suppress(FileNotFoundError):
+            return entry.is_dir() and time.time() - entry.stat().st_mtime > _HIDDEN_SECONDS
+        return False
     try:
         held = os.open(entry / _LOCK, os.O_RDWR | os.O_CLOEXEC)
     except OSError:

@@ -9,11 +9,13 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from app import logs, master_key
+import app
+from app import logs, master_key, signals, tracing
 from app.db import migrate
 from app.db.engine import Database, connect
 from app.db.tables import HEAD
 from app.errors import ConfigError, DatabaseAway
+from app.metrics import Metrics, Role
 from app.providers import registry
 from app.settings import Settings, load
 
@@ -27,7 +29,7 @@ _PAUSE_SECONDS = 2.0
 _OURS = (
     *(f"manifold.db{ending}" for ending in ("", "-wal", "-shm", "-queue", ".migrate.lock")),
     *(f"tasks.db{ending}" for ending in ("", "-wal", "-shm")),
-    *("audit", "kept", "local", "spool", "uploads"),
+    *("audit", "kept", "local", "metrics", "spool", "uploads"),
 )
 """What is in the data directory, and nobody else's business."""
 
@@ -59,6 +61,27 @@ def prepare(path: str, environ: Mapping[str, str]) -> Settings:
         for warning in settings.warnings:
             _log.warning("configuration", extra={"warning": warning})
     return settings
+
+
+def measure(settings: Settings, role: Role, environ: Mapping[str, str]) -> Metrics | None:
+    """Count and trace from now on what this process does; its metrics, None where there are none.
+
+    To be called after the last fork. The processes of one server have one parent in common, a
+    worker stands alone.
+    """
+    leader = os.getppid() if role == "server" else os.getpid()
+    metrics = None
+    listeners: list[signals.Listener] = []
+    try:
+        metrics = Metrics(settings.data_dir, role, leader)
+        listeners.append(metrics.meters)
+    except OSError as error:
+        _log.warning("no_metrics", extra={"reason": str(error)})
+    traces = tracing.open_traces(environ, app.__version__)
+    if traces is not None:
+        listeners.append(traces)
+    signals.listen(*listeners)
+    return metrics
 
 
 def _migrate(database: Database, environ: Mapping[str, str]) -> None:

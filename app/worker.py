@@ -11,13 +11,15 @@ import signal
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 from huey import Huey, PostgresHuey, RedisHuey, SqliteHuey
 from huey.consumer import Consumer, Scheduler
 from huey.exceptions import ConfigurationError
 
+from app import signals
 from app.db.engine import PATIENCE
 from app.errors import ConfigError, DatabaseUnavailable
 from app.outages import OneLine
@@ -114,22 +116,29 @@ def prepare(
 
     @queue.task(name="look")  # type: ignore[untyped-decorator]  # huey has no types
     def look(name: str, row_id: str) -> None:
-        by_name[name].look(row_id)
+        with _told(name):
+            by_name[name].look(row_id)
 
     @queue.task(name="sweep", expires=_SWEEP_SECONDS)  # type: ignore[untyped-decorator]  # likewise
     def sweep() -> None:
-        sweeper.run()
+        with _told("sweep"):
+            sweeper.run()
 
     @queue.periodic_task(  # type: ignore[untyped-decorator]  # likewise
         lambda moment: True, name="tick", expires=dt.timedelta(seconds=30)
     )
     def tick() -> None:
         nonlocal last_sweep
-        for chore in chores:
-            for row_id in chore.due():
-                look(chore.name, row_id)
-        for each in sweeps:
-            each()
+        begun, is_well = time.perf_counter(), False
+        try:
+            for chore in chores:
+                for row_id in chore.due():
+                    look(chore.name, row_id)
+            for each in sweeps:
+                each()
+            is_well = True
+        finally:
+            signals.tell().passed(time.perf_counter() - begun, well=is_well)
         if time.monotonic() - last_sweep >= _SWEEP_SECONDS:
             last_sweep = time.monotonic()
             sweep()
@@ -141,6 +150,17 @@ def prepare(
         max_delay=1.0,
         graceful_signal="TERM",
     )
+
+
+@contextmanager
+def _told(chore: str) -> Iterator[None]:
+    """Tell how a look ended."""
+    is_well = False
+    try:
+        yield
+        is_well = True
+    finally:
+        signals.tell().looked(chore, well=is_well)
 
 
 def _driver(queue: Huey) -> type[Exception]:

@@ -19,6 +19,7 @@ ROOT = Path(__file__).parent.parent
 MODULES = sorted((ROOT / "app").rglob("*.py"))
 NO_PROVIDERS = {
     "__init__",
+    "account_params",
     "content_store",
     "google_token",
     "multipart",

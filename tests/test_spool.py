@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 
 from app.spool import Spool
 
@@ -81,3 +82,14 @@ def test_a_folder_that_somebody_removed_is_made_anew(tmp_path):
     (folder / ".lock").unlink()
     folder.rmdir()
     assert spool.folder().is_dir()
+
+
+def test_a_folder_in_the_making_is_left_alone_whoever_makes_it(tmp_path):
+    """Containers may share a folder, and the process id of one is nobody's in the other."""
+    hidden = tmp_path / ".4194305-ab12cd34"  # More than the kernel ever gives.
+    hidden.mkdir()
+    assert Spool(tmp_path).sweep() == 0
+    long_ago = time.time() - 3600
+    os.utime(hidden, (long_ago, long_ago))
+    assert Spool(tmp_path).sweep() == 1
+    assert not hidden.exists()

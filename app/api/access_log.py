@@ -7,8 +7,10 @@ from typing import Any
 
 from flask import Flask, Response, g, request
 
+from app import signals
 from app.api import context
 from app.services.callers import Caller
+from app.signals import Answered, Request
 
 log = logging.getLogger("manifold.request")
 _PREFIX = 12
@@ -22,10 +24,18 @@ def install(app: Flask, *on_end: Ended) -> None:
     """Log every request of this app, and tell others that it has ended."""
     app.before_request(_begin)
     app.after_request(lambda response: _prepare(response, on_end))
+    app.teardown_request(_leave)
 
 
 def _begin() -> None:
     g.begun = time.perf_counter()
+    g.told = signals.tell().begun(request.method, request.headers.get)
+
+
+def _leave(_error: BaseException | None) -> None:
+    told: Request | None = g.get("told")
+    if told is not None:
+        told.left()
 
 
 def _prepare(response: Response, on_end: Sequence[Ended]) -> Response:
@@ -43,9 +53,26 @@ def _prepare(response: Response, on_end: Sequence[Ended]) -> Response:
     begun = g.get("begun", time.perf_counter())
     counter = _Counted(response)
 
+    told: Request = g.told
+    line.update(told.facts)
+    length = request.content_length
+
     def write() -> None:
-        line["ms"] = round((time.perf_counter() - begun) * 1000, 1)
+        seconds = time.perf_counter() - begun
+        line["ms"] = round(seconds * 1000, 1)
         line["bytes_out"] = counter.size
+        told.over(
+            Answered(
+                line["route"],
+                line["method"],
+                response.status_code,
+                seconds,
+                # Of a body without a length that of the file in it is known, if there was one.
+                length if length is not None else line.get("bytes_in", 0),
+                counter.size,
+                is_cut_off=counter.is_cut_off,
+            )
+        )
         if counter.is_cut_off:
             line["cut_off"] = True
         log.info("request", extra=line)

@@ -1,5 +1,6 @@
 """The key or the session of a request -> its caller, and what each view asks of a caller."""
 
+import hmac
 from collections.abc import Callable
 from dataclasses import replace
 from enum import Enum
@@ -13,7 +14,15 @@ from app.errors import NotAuthenticated, NotPermitted
 from app.services.callers import Caller, Origin
 
 OPEN_ROUTES: frozenset[str] = frozenset(
-    {"/health/liveliness", "/health/liveness", "/health/readiness"}
+    {
+        "/health/liveliness",
+        "/health/liveness",
+        "/health/readiness",
+        # The API reference says what the source says, to everybody the same.
+        "/",
+        "/openapi.json",
+        "/reference/<asset>",
+    }
 )
 """The URL rules that need no key; there is no other way to open one."""
 
@@ -31,6 +40,7 @@ class Guard(Enum):
     WRITE = "any key but a viewer's"
     ADMIN_READ = "proxy_admin and proxy_admin_viewer"
     ADMIN = "proxy_admin"
+    METRICS = "proxy_admin, proxy_admin_viewer, and whoever has the metrics_token"
 
 
 class Door(Enum):
@@ -70,7 +80,7 @@ def install(
     """
 
     def check() -> None:
-        if _is_open():
+        if _is_open() or _is_scraper():
             return
         by_session = door_of(app, request.endpoint or "") is Door.SESSION
         found = signed_in() if by_session else services().access.authenticate(presented_secret())
@@ -102,6 +112,14 @@ def _is_open() -> bool:
     return rule is None or rule.rule in OPEN_ROUTES or rule.rule in OPEN_PAGES
 
 
+def _is_scraper() -> bool:
+    """Whether this is a request for the metrics, with the token that is for nothing else."""
+    if _guard_of(current_app, request.endpoint or "") is not Guard.METRICS:
+        return False
+    token = services().settings.metrics_token
+    return token is not None and hmac.compare_digest(presented_secret().encode(), token.encode())
+
+
 def _require_served(caller: Caller) -> None:
     required = _guard_of(current_app, request.endpoint or "")
     if required is None or not _serves(required, caller):
@@ -122,6 +140,7 @@ def _serves(required: Guard, caller: Caller) -> bool:
         Guard.WRITE: caller.may_write,
         Guard.ADMIN_READ: caller.sees_everything,
         Guard.ADMIN: caller.is_admin,
+        Guard.METRICS: caller.sees_everything,
     }[required]
 
 

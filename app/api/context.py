@@ -9,11 +9,13 @@ from typing import Any, cast
 from flask import current_app, g, request
 
 from app.db.engine import Database
+from app.metrics import Metrics
 from app.services.access import Access
 from app.services.audit import Trail
 from app.services.batches import Batches
 from app.services.browse import Browse
 from app.services.callers import Caller
+from app.services.census import Census
 from app.services.file_lists import FileLists
 from app.services.files import Files
 from app.services.fine_tuning import FineTuning
@@ -62,6 +64,8 @@ class Services:
     sweeper: Sweeper
     fsck: Fsck
     spool: Spool
+    census: Census
+    metrics: Metrics | None
 
 
 def services() -> Services:

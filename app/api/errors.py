@@ -7,8 +7,15 @@ from werkzeug.exceptions import ClientDisconnected, HTTPException, MethodNotAllo
 from werkzeug.http import HTTP_STATUS_CODES
 from werkzeug.wrappers import Response as BaseResponse
 
+from app import signals
 from app.api import context
-from app.errors import DatabaseUnavailable, GatewayError, StorageFull, UpstreamError
+from app.errors import (
+    DatabaseUnavailable,
+    GatewayError,
+    StorageFull,
+    UpstreamError,
+    UpstreamRejected,
+)
 
 _log = logging.getLogger("manifold")
 
@@ -44,6 +51,7 @@ def _mark(response: Response) -> Response:
 
 def envelope_of(error: GatewayError) -> Response:
     """The error in its envelope, and in the log where an operator should know of it."""
+    signals.tell().refused(None if isinstance(error, UpstreamRejected) else error.code)
     body = error.body()
     for name in ("message", "param"):
         # Both repeat what was sent, where JSON can say half a surrogate pair and UTF-8 cannot.
@@ -97,11 +105,13 @@ def of_http(error: HTTPException) -> BaseResponse:
         return error.get_response(request.environ)
     # Validation is 400 here; 422 is what other frameworks say for it.
     status = 400 if error.code in (None, 422) else error.code
+    code = _CODES.get(status) or HTTP_STATUS_CODES[status].lower().replace(" ", "_")
+    signals.tell().refused(code)
     response = _envelope(
         status,
         _words(error, status),
         _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error"),
-        _CODES.get(status) or HTTP_STATUS_CODES[status].lower().replace(" ", "_"),
+        code,
     )
     for name, value in error.get_headers(request.environ):
         if name.lower() not in _OF_THE_BODY:
@@ -138,6 +148,7 @@ def unexpected(error: Exception) -> Response:
             "path": request.path,
         },
     )
+    signals.tell().refused("internal_error")
     return _envelope(500, "internal error", "server_error", "internal_error")
 
 

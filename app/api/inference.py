@@ -4,11 +4,13 @@ from collections.abc import Callable
 
 from flask import Blueprint, Response, request
 
+from app import signals
 from app.api import body, hangup, target
 from app.api.auth import Guard, guard
 from app.api.context import caller, note, services
 from app.providers.protocol import Operation
 from app.services.inference import Inference
+from app.services.router import Route
 from app.transfers import Cancellation
 
 blueprint = Blueprint("inference", __name__)
@@ -50,6 +52,11 @@ for _operation in _IN_DEPLOYMENT:
         )
 
 
+def _label(route: Route) -> str:
+    """The model's name as the configuration has it; nobody's own names."""
+    return route.deployment.model_name or "by provider"
+
+
 def _relay(operation: Operation) -> Response:
     document = Inference.read(body.read())
     found = {span.path[0]: span.value for span in document.spans if len(span.path) == 1}
@@ -65,6 +72,7 @@ def _relay(operation: Operation) -> Response:
         raise
     note(deployment=answer.route.deployment.id)
     reply = answer.reply
+    signals.tell().inferred(_label(answer.route), operation.value, reply.status)
     response = Response(hangup.relayed(reply.chunks, cancellation), status=reply.status)
     for name, value in reply.headers.items():
         response.headers[name] = value

@@ -45,17 +45,17 @@ class Limit(fields.Integer):
 
     def __init__(self, most: int, **kwargs: Any) -> None:
         super().__init__(strict=True, **kwargs)
-        self._most = most
+        self.most = most
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> int:
         if not (isinstance(value, str) and _WHOLE.fullmatch(value)):
             raise ValidationError(
-                f"{value!r:.40} is not an integer from 1 to {self._most}\0invalid_type"
+                f"{value!r:.40} is not an integer from 1 to {self.most}\0invalid_type"
             )
         number = int(value[:20])
-        if number > self._most:
+        if number > self.most:
             raise ValidationError(
-                f"{value[:20]} is above the maximum of {self._most}\0integer_above_max_value"
+                f"{value[:20]} is above the maximum of {self.most}\0integer_above_max_value"
             )
         if number < 1:
             raise ValidationError(
@@ -116,18 +116,20 @@ def expires_after(found: Mapping[str, list[str]]) -> ExpiresAfter | None:
     Raises InvalidRequest naming the field.
     """
     values: dict[str, Any] = {}
+    is_named = False
     for name, given in found.items():
         plain = name.replace("]", "").replace("[", ".")
         head, _, key = plain.partition(".")
         if head != "expires_after":
             continue
+        is_named = True
         if len(set(given)) > 1:
             raise InvalidRequest(f"{name} is given {len(given)} times", param=name)
         if not key:
             values |= _json_object(given[0])
         else:
             values[key] = given[0]
-    if not values:
+    if not is_named:
         return None
     anchor, seconds = values.get("anchor"), values.get("seconds")
     if anchor != "created_at":

@@ -10,9 +10,10 @@ from marshmallow import EXCLUDE, Schema, ValidationError, fields, post_load, val
 from app.api import body, once, target
 from app.api.auth import Guard, guard
 from app.api.context import caller, note, services
-from app.api.form import clean_filename, mime_type, plain_type, spooled_form
+from app.api.form import spooled_form
 from app.api.schemas import UploadFields, expires_after, load
 from app.errors import InvalidRequest
+from app.file_names import clean_filename, mime_type, plain_type
 from app.services.uploads import (
     MAX_PARTS,
     PART_BYTES,

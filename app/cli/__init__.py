@@ -59,15 +59,71 @@ def _master_key() -> click.Command:
     return master_key
 
 
+def _users() -> click.Command:
+    from app.cli.users import users
+
+    return users
+
+
+def _keys() -> click.Command:
+    from app.cli.keys import keys
+
+    return keys
+
+
+def _files() -> click.Command:
+    from app.cli.files import files
+
+    return files
+
+
+def _batches() -> click.Command:
+    from app.cli.batches import batches
+
+    return batches
+
+
+def _models() -> click.Command:
+    from app.cli.models import models
+
+    return models
+
+
+def _completion() -> click.Command:
+    from app.cli.completion import completion
+
+    return completion
+
+
+def _doctor() -> click.Command:
+    from app.cli.doctor import doctor
+
+    return doctor
+
+
+def _import_litellm() -> click.Command:
+    from app.cli.litellm import import_litellm
+
+    return import_litellm
+
+
 _COMMANDS: Mapping[str, Callable[[], click.Command]] = {
     "serve": _serve,
     "worker": _worker,
+    "users": _users,
+    "keys": _keys,
+    "files": _files,
+    "batches": _batches,
+    "models": _models,
     "db": _db,
     "backup": _backup,
     "restore": _restore,
     "fsck": _fsck,
     "audit": _audit,
     "master-key": _master_key,
+    "doctor": _doctor,
+    "import-litellm": _import_litellm,
+    "completion": _completion,
 }
 
 

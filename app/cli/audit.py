@@ -48,7 +48,12 @@ class Moment(click.ParamType[dt.datetime]):
 @click.option("--limit", type=click.IntRange(1, 1_000_000), default=100, show_default=True)
 @options.explaining
 def audit(*, config: str, as_json: bool, limit: int, **among: Any) -> None:
-    """Show who did what: the newest rows of the audit trail, oldest first."""
+    """Show who did what: the newest rows of the audit trail, oldest first.
+
+    \b
+    manifold audit --since 7d --action file.delete
+    manifold audit --actor lea --json --limit 1000
+    """
     settings = start.read(config, os.environ)
     database = start.open_database(settings)
     trail = Trail(database, settings.audit_retention_days, settings.data_dir / "audit")

@@ -24,23 +24,36 @@ def db() -> None:
 
 @db.command()
 @options.config
+@options.as_json
 @options.explaining
-def upgrade(config: str) -> None:
-    """Bring the tables to this version's migration."""
+def upgrade(config: str, as_json: bool) -> None:
+    """Bring the tables to this version's migration.
+
+    \b
+    manifold db upgrade
+    """
     database = start.open_database(start.read(config, os.environ))
     before = migrate.current(database)
     migrate.upgrade(database)
-    click.echo(f"{'already' if before == HEAD else f'from {before} to'} {HEAD}")
+    told = f"{'already' if before == HEAD else f'from {before} to'} {HEAD}"
+    options.tell({"before": before, "now": HEAD}, told, as_json=as_json)
     database.engine.dispose()
 
 
 @db.command()
 @options.config
+@options.as_json
 @options.explaining
-def current(config: str) -> None:
-    """Show the migration the tables are at, and this version's."""
+def current(config: str, as_json: bool) -> None:
+    """Show the migration the tables are at, and this version's.
+
+    \b
+    manifold db current
+    """
     database = start.open_database(start.read(config, os.environ))
-    click.echo(f"database {migrate.current(database)}, this version {HEAD}")
+    found = migrate.current(database)
+    told = f"database {found}, this version {HEAD}"
+    options.tell({"database": found, "this_version": HEAD}, told, as_json=as_json)
     database.engine.dispose()
 
 
@@ -48,21 +61,25 @@ def current(config: str) -> None:
 @options.config
 @click.option("--from", "source", metavar=_ADDRESS, help="[default: the configuration's database]")
 @click.option("--to", "target", metavar=_ADDRESS, required=True)
+@options.as_json
 @options.explaining
-def copy(config: str, source: str | None, target: str) -> None:
+def copy(config: str, source: str | None, target: str, as_json: bool) -> None:
     """Copy every row into an empty database, of the other kind or of the same.
 
     No gateway and no worker may be running on either. An address with a password stands in an
     environment variable (env:NAME) or in a file (file:PATH), never on the command line. The target
     is migrated, filled in one transaction, and compared with the source, table by table.
+
+    \b
+    manifold db copy --to env:NEW_DATABASE_URL
     """
     if source is None:
         came_from = start.read(config, os.environ).resolved_database_url
     else:
-        came_from = _url(source, "--from")
+        came_from = address(source, "--from")
     _require_file(came_from)
     found = connect(came_from, pool_size=2)
-    made = connect(_url(target, "--to"), pool_size=2)
+    made = connect(address(target, "--to"), pool_size=2)
     try:
         if migrate.current(found) is None:
             raise OperationRefused("the source has no tables of a gateway")
@@ -70,10 +87,11 @@ def copy(config: str, source: str | None, target: str) -> None:
     finally:
         found.engine.dispose()
         made.engine.dispose()
-    click.echo(f"{rows} rows copied, and compared")
+    options.tell({"rows": rows}, f"{rows} rows copied, and compared", as_json=as_json)
 
 
-def _url(said: str, option: str) -> str:
+def address(said: str, option: str) -> str:
+    """The URL that is said, or the one in `env:NAME` or `file:PATH`; a password stands there."""
     kind, _, rest = said.partition(":")
     if kind == "env":
         if url := os.environ.get(rest):

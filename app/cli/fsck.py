@@ -68,6 +68,10 @@ def fsck(
 
     Gateways and workers may go on working. Exit status: 0 nothing differs, 1 all differences were
     mended, 4 some are left, 8 something could not be asked; 4 and 8 add up to 12.
+
+    \b
+    manifold fsck
+    manifold fsck --repair --read
     """
     settings = start.read(config, os.environ)
     asked = Asked(repair=repair, read=read, grace=dt.timedelta(seconds=grace_seconds))

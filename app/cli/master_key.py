@@ -24,14 +24,20 @@ def master_key() -> None:
     show_default=True,
     help="How long the old key still works.",
 )
+@options.as_json
 @options.explaining
-def rotate(*, config: str, grace_hours: float) -> None:
+def rotate(*, config: str, grace_hours: float, as_json: bool) -> None:
     """Make a new master key, in the place of the old one.
 
     Restart the gateway, or send it SIGHUP, so that it knows the new key.
+
+    \b
+    manifold master-key rotate --grace-hours 1
     """
     path = keys.rotate(start.read(config, os.environ), dt.timedelta(hours=grace_hours))
-    click.echo(
+    options.tell(
+        {"path": str(path), "grace_hours": grace_hours},
         f"The new master key is in {path}; the old one works for {grace_hours:g} more hours.\n"
-        "Restart the gateway, or send it SIGHUP, so that it knows the new one."
+        "Restart the gateway, or send it SIGHUP, so that it knows the new one.",
+        as_json=as_json,
     )

@@ -1,7 +1,8 @@
 """What every command has: `--config`, and mistakes in the configuration on stderr."""
 
+import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import wraps
 from typing import Any
 
@@ -23,6 +24,14 @@ config = click.option(
     metavar="PATH",
     help="The configuration.",
 )
+
+
+as_json = click.option("--json", "as_json", is_flag=True, help="JSON, one object a line.")
+
+
+def tell(facts: Mapping[str, object], sentence: str, *, as_json: bool) -> None:
+    """What a command has done, for people or as a line of JSON."""
+    click.echo(json.dumps(facts) if as_json else sentence)
 
 
 def explaining(command: Callable[..., None]) -> Callable[..., None]:

@@ -37,6 +37,10 @@ def serve(
     """Serve the API.
 
     Stops after SIGTERM, as soon as the transfers at hand are done.
+
+    \b
+    manifold serve
+    manifold serve --host 0.0.0.0 --workers 4 --threads 64
     """
     start.prepare(config, os.environ)
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
@@ -75,6 +79,9 @@ def worker(*, config: str, threads: int) -> None:
     """Do what is to be done without a request: follow batches and jobs to their end.
 
     `manifold serve` runs one of these beside the server. Several may run, on several machines too.
+
+    \b
+    manifold worker --threads 8
     """
     # `serve`, which starts two processes and watches them, needs none of the application.
     from app import worker as background  # noqa: PLC0415
@@ -82,7 +89,7 @@ def worker(*, config: str, threads: int) -> None:
 
     settings = start.prepare(config, os.environ)
     supervisor.end_with_parent()
-    services = build(settings)
+    services = build(settings, metrics=start.measure(settings, "worker", os.environ))
     background.run(
         background.make_queue(settings),
         [services.upkeep, services.reconciler],

@@ -5,7 +5,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, Select, and_, case, delete, func, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    Select,
+    and_,
+    bindparam,
+    case,
+    delete,
+    func,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy.orm import Session
 
 from app.db.tables import LIMITS, File, Job, Key, TunedModel, UploadSession, User, now
@@ -50,33 +63,46 @@ class KeyFilter:
         return found
 
 
-def presented(session: Session, token: str, moment: dt.datetime) -> Row[*tuple[Any, ...]] | None:
+def _presented() -> Select[*tuple[Any, ...]]:
+    keys, users = Key.__table__.c, User.__table__.c
+    is_previous = and_(
+        keys.previous_token == bindparam("token"),
+        keys.previous_expires_at > bindparam("moment"),
+    )
+    return (
+        select(
+            keys.id,
+            keys.token,
+            keys.key_name,
+            keys.owner,
+            keys.user_id,
+            keys.models,
+            keys.blocked,
+            keys.expires_at,
+            keys.previous_expires_at,
+            users.role,
+            users.models.label("user_models"),
+            users.blocked.label("user_blocked"),
+            *(keys[name] for name in LIMITS),
+            *(users[name].label(f"user_{name}") for name in LIMITS),
+        )
+        .select_from(Key.__table__.outerjoin(User.__table__, users.user_id == keys.user_id))
+        .where(or_(keys.token == bindparam("token"), is_previous))
+    )
+
+
+# Every request asks this: built once, and of tables, it takes a fifth of the time.
+_PRESENTED = _presented()
+
+
+def presented(
+    connection: Connection | Session, token: str, moment: dt.datetime
+) -> Row[*tuple[Any, ...]] | None:
     """The key that has this hash, or had it and is in its grace period, with its user's columns.
 
     One statement over two indexes. The user's columns are None for a key without user.
     """
-    is_previous = and_(Key.previous_token == token, Key.previous_expires_at > moment)
-    statement = (
-        select(
-            Key.id,
-            Key.token,
-            Key.key_name,
-            Key.owner,
-            Key.user_id,
-            Key.models,
-            Key.blocked,
-            Key.expires_at,
-            Key.previous_expires_at,
-            User.role,
-            User.models.label("user_models"),
-            User.blocked.label("user_blocked"),
-            *(getattr(Key, name) for name in LIMITS),
-            *(getattr(User, name).label(f"user_{name}") for name in LIMITS),
-        )
-        .outerjoin(User, User.user_id == Key.user_id)
-        .where(or_(Key.token == token, is_previous))
-    )
-    return session.execute(statement).first()
+    return connection.execute(_PRESENTED, {"token": token, "moment": moment}).first()
 
 
 def user(session: Session, user_id: str, *, for_update: bool = False) -> User | None:

@@ -4,11 +4,11 @@ import fcntl
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
-from sqlalchemy import Engine, create_engine, event, text
+from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import (
     ArgumentError,
@@ -38,10 +38,10 @@ SUPPORTED = ("sqlite:///path/to/file.db", "postgresql://user:password@host/name"
 
 
 class Database:
-    """One engine of this process, and the two ways to use it: `read()` and `write()`.
+    """One engine of this process, and the ways to use it: `read()` and `write()`, and `ask()`.
 
-    Both raise DatabaseUnavailable when the database does not answer; IntegrityError passes
-    through, for the caller knows what it means. Nothing may wait for an upstream inside either.
+    All raise DatabaseUnavailable when the database does not answer; IntegrityError passes
+    through, for the caller knows what it means. Nothing may wait for an upstream inside.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -59,10 +59,20 @@ class Database:
             yield session
 
     @contextmanager
+    def ask(self) -> Iterator[Connection]:
+        """A connection for statements of tables, not of objects; a fifth of a session's cost."""
+        with _as_unavailable(), self.engine.connect() as connection:
+            yield connection
+
+    @contextmanager
     def write(self) -> Iterator[Session]:
         """A session that commits at the end and rolls back on any error."""
         with _as_unavailable(), self._turn, self._write.begin() as session:
             yield session
+
+    def when(self, happens: str, do: Callable[..., None]) -> None:
+        """Call `do` whenever this happens to a connection of the pool: SQLAlchemy's pool events."""
+        event.listen(self.engine, happens, do)
 
     def ping(self) -> None:
         """Return if the database answers, else raise DatabaseUnavailable."""

@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import and_, delete, literal, or_, select, tuple_, update
+from sqlalchemy import Connection, and_, bindparam, delete, literal, or_, select, tuple_, update
 from sqlalchemy.orm import Session, defer
 
 from app.db.tables import Copy, File, UtcDateTime, now
@@ -39,6 +39,27 @@ def insert(session: Session, file: File, copies: Sequence[Copy]) -> None:
 def by_uuid(session: Session, file_uuid: str) -> File | None:
     """The file with this row id, in whatever state."""
     return session.get(File, file_uuid)
+
+
+_ONE = select(File.__table__).where(File.__table__.c.id == bindparam("id"))
+_ITS_COPIES = (
+    select(Copy.__table__)
+    .where(Copy.__table__.c.file_id == bindparam("id"))
+    .order_by(Copy.__table__.c.created_at, Copy.__table__.c.id)
+)
+
+
+def with_copies(connection: Connection, file_uuid: str) -> tuple[File, list[Copy]] | None:
+    """The file with this row id, in whatever state, and its copies as they were planned.
+
+    Objects of no session: what is set on them is written nowhere. Asked at nearly every request,
+    this takes a third of the time that a session does.
+    """
+    row = connection.execute(_ONE, {"id": file_uuid}).mappings().first()
+    if row is None:
+        return None
+    copies = connection.execute(_ITS_COPIES, {"id": file_uuid}).mappings()
+    return File(**row), [Copy(**copy) for copy in copies]
 
 
 def alike(

@@ -22,6 +22,8 @@ SCOPE = "https://cognitiveservices.azure.com/.default"
 TRAINING_TYPE = "globalstandard"
 _DAY = 24 * 3600
 _ENTRA_SECONDS = 10
+_CLIENT = ("tenant_id", "client_id", "client_secret")
+_CREDENTIALS = ("api_key", "azure_ad_token", *_CLIENT)
 _IN_DEPLOYMENT = {Operation.CHAT, Operation.COMPLETIONS, Operation.EMBEDDINGS}
 
 
@@ -33,20 +35,45 @@ class AzureParams(Schema):
         required=True,
         validate=is_address,
         error_messages={"required": "missing: the resource's address"},
+        metadata={
+            "description": "the resource (`https://NAME.openai.azure.com`), or its `/openai/v1`"
+        },
     )
-    api_version = fields.String(load_default=None)
-    api_key = fields.String(load_default=None, validate=is_header_text)
-    azure_ad_token = fields.String(load_default=None, validate=is_header_text)
-    tenant_id = fields.String(load_default=None)
-    client_id = fields.String(load_default=None)
-    client_secret = fields.String(load_default=None)
-    azure_authority_host = fields.String(load_default=AUTHORITY, validate=is_address)
-    azure_scope = fields.String(load_default=SCOPE)
+    api_version = fields.String(
+        load_default=None,
+        metadata={
+            "description": "of the classic addresses, else 2024-10-21; `/openai/v1` needs none"
+        },
+    )
+    api_key = fields.String(
+        load_default=None,
+        validate=is_header_text,
+        metadata={"description": "one of the resource's two keys"},
+    )
+    azure_ad_token = fields.String(
+        load_default=None,
+        validate=is_header_text,
+        metadata={"description": "an Entra token instead of a key; it is not renewed"},
+    )
+    tenant_id = fields.String(
+        load_default=None,
+        metadata={"description": "an application, with the two below; its tokens are renewed"},
+    )
+    client_id = fields.String(load_default=None, metadata={"description": "the application"})
+    client_secret = fields.String(load_default=None, metadata={"description": "its secret"})
+    azure_authority_host = fields.String(
+        load_default=AUTHORITY,
+        validate=is_address,
+        metadata={"description": "where Entra gives tokens, for other clouds than the public one"},
+    )
+    azure_scope = fields.String(
+        load_default=SCOPE, metadata={"description": "what the token is for"}
+    )
 
     @validates_schema
     def has_a_credential(self, data: dict[str, Any], **_: object) -> None:
         """One of the three credentials must be whole."""
-        client = [data[name] for name in ("tenant_id", "client_id", "client_secret")]
+        client = [data[name] for name in _CLIENT]
         if any(client) and not all(client):
             raise ValidationError("tenant_id, client_id and client_secret go together", "tenant_id")
         if not any((data["api_key"], data["azure_ad_token"], all(client))):
@@ -65,7 +92,28 @@ class Azure(OpenAIStyle):
     name = "azure"
     # It must be deployed through the management plane first, which is the operator's business.
     serves_tuned_models = False
+    environment = {
+        "api_base": ("AZURE_API_BASE", "AZURE_OPENAI_ENDPOINT"),
+        "api_version": ("AZURE_API_VERSION", "OPENAI_API_VERSION"),
+        "api_key": ("AZURE_API_KEY", "AZURE_OPENAI_API_KEY"),
+        "azure_ad_token": ("AZURE_AD_TOKEN", "AZURE_OPENAI_AD_TOKEN"),
+        "tenant_id": ("AZURE_TENANT_ID",),
+        "client_id": ("AZURE_CLIENT_ID",),
+        "client_secret": ("AZURE_CLIENT_SECRET",),
+    }
     Params = AzureParams
+
+    @classmethod
+    def with_environment(
+        cls, given: Mapping[str, Any], environ: Mapping[str, str]
+    ) -> dict[str, Any]:
+        found = super().with_environment(given, environ)
+        # A credential that is given is the one that is meant, and Azure's own tools set a part of
+        # the last three on many machines.
+        is_given = any(given.get(name) for name in _CREDENTIALS)
+        is_part = not all(found.get(name) for name in _CLIENT)
+        left_out = set(_CREDENTIALS if is_given else _CLIENT if is_part else ())
+        return {k: v for k, v in found.items() if k in given or k not in left_out}
 
     def __init__(self, deployment: Deployment, place: Place) -> None:
         super().__init__(deployment, place)

@@ -38,10 +38,27 @@ class GeminiParams(Schema):
     class Meta:
         unknown = RAISE
 
-    api_key = fields.String(load_default=None, validate=is_header_text)
-    api_base = fields.String(load_default=CANONICAL, validate=is_address)
-    api_version = fields.String(load_default="v1beta", validate=validate.OneOf(("v1beta", "v1")))
-    openai_compatible = fields.Boolean(load_default=False)
+    api_key = fields.String(
+        load_default=None,
+        validate=is_header_text,
+        metadata={"description": "an AI Studio key; else `GEMINI_API_KEY` or `GOOGLE_API_KEY`"},
+    )
+    api_base = fields.String(
+        load_default=CANONICAL,
+        validate=is_address,
+        metadata={"description": "the address of the API"},
+    )
+    api_version = fields.String(
+        load_default="v1beta",
+        validate=validate.OneOf(("v1beta", "v1")),
+        metadata={"description": "of the API"},
+    )
+    openai_compatible = fields.Boolean(
+        load_default=False,
+        metadata={
+            "description": "send chats and embeddings without files to Google's own OpenAI surface"
+        },
+    )
 
     @validates_schema
     def has_a_key(self, data: dict[str, Any], **_: object) -> None:
@@ -62,6 +79,7 @@ class Gemini(Provider):
     )
     processes_first = True
     takes_openai_rows = False
+    environment = {"api_key": _KEYS}
     Params = GeminiParams
 
     def __init__(self, deployment: Deployment, place: Place) -> None:
@@ -101,6 +119,10 @@ class Gemini(Provider):
 
     def upload(self, upload: Upload) -> StoredFile:
         return self._files.put(upload, upload.key or os.urandom(16).hex())
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        return (self._base,)
 
     def retrieve(self, file_id: str) -> StoredFile:
         made = self._batches.output(file_id)

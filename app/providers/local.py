@@ -42,11 +42,25 @@ class LocalParams(Schema):
     class Meta:
         unknown = RAISE
 
-    api_base = fields.String(load_default=None, validate=is_address)
-    api_key = fields.String(load_default=None)
-    max_inline_file_size_mb = fields.Integer(load_default=None, validate=validate.Range(min=1))
+    api_base = fields.String(
+        load_default=None,
+        validate=is_address,
+        metadata={
+            "description": "an engine with OpenAI's API, up to `/v1`; files are only kept without"
+        },
+    )
+    api_key = fields.String(
+        load_default=None, metadata={"description": "the engine's key, if it asks for one"}
+    )
+    max_inline_file_size_mb = fields.Integer(
+        load_default=None,
+        validate=validate.Range(min=1),
+        metadata={"description": "the largest file that is put into a chat; else as in general"},
+    )
     inline_images = fields.String(
-        load_default=None, validate=validate.OneOf(("file_data", "image_url"))
+        load_default=None,
+        validate=validate.OneOf(("file_data", "image_url")),
+        metadata={"description": "how images are put into a chat; engines expect `image_url`"},
     )
 
 
@@ -123,6 +137,14 @@ class Local(Provider):
     @property
     def account(self) -> str:
         return self._folder.name
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        return () if self._engine is None else (self._engine.base_url,)
+
+    def check_access(self) -> None:
+        if self._engine is not None:
+            self._engine.json("GET", "/models")
 
     def id_of(self, key: str) -> str | None:
         return f"file-{key}"

@@ -16,10 +16,28 @@ class OpenAIParams(Schema):
     class Meta:
         unknown = RAISE
 
-    api_key = fields.String(load_default=None, validate=is_header_text)
-    api_base = fields.String(load_default=None, validate=is_address)
-    organization = fields.String(load_default=None, validate=is_header_text)
-    project = fields.String(load_default=None, validate=is_header_text)
+    api_key = fields.String(
+        load_default=None,
+        validate=is_header_text,
+        metadata={"description": "the account's key; servers of your own may need none"},
+    )
+    api_base = fields.String(
+        load_default=None,
+        validate=is_address,
+        metadata={
+            "description": "the address, up to and with `/v1`; api.openai.com when it is left out"
+        },
+    )
+    organization = fields.String(
+        load_default=None,
+        validate=is_header_text,
+        metadata={"description": "sent as `OpenAI-Organization`"},
+    )
+    project = fields.String(
+        load_default=None,
+        validate=is_header_text,
+        metadata={"description": "sent as `OpenAI-Project`"},
+    )
 
     @validates_schema
     def has_a_destination(self, data: dict[str, str | None], **_: object) -> None:
@@ -35,6 +53,12 @@ class OpenAI(OpenAIStyle):
 
     name = "openai"
     aliases = ("custom_openai", "openai_like", "litellm_proxy", "text-completion-openai")
+    environment = {
+        "api_key": ("OPENAI_API_KEY",),
+        "api_base": ("OPENAI_BASE_URL", "OPENAI_API_BASE"),
+        "organization": ("OPENAI_ORG_ID", "OPENAI_ORGANIZATION"),
+        "project": ("OPENAI_PROJECT_ID",),
+    }
     Params = OpenAIParams
 
     def __init__(self, deployment: Deployment, place: Place) -> None:

@@ -57,6 +57,14 @@ class OpenAIStyle(Provider):
             answer = self.upstream.send_body(self.path("/files"), body, body.content_type)
         return self._stored(answer)
 
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        return (self.upstream.base_url,)
+
+    def check_access(self) -> None:
+        # A list may have ten thousand entries; nobody has this file.
+        self.retrieve("file-manifold-doctor")
+
     def retrieve(self, file_id: str) -> StoredFile:
         answer = self.upstream.json("GET", self._file_path(file_id))
         if _is_gone(answer):

@@ -147,6 +147,9 @@ class Provider:
     shared_params: ClassVar[tuple[str, ...]] = ()
     """Parameters that a deployment which leaves them out has from the account of its provider in
     `files_settings`."""
+    environment: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    """By parameter, the environment variables in which people keep it, the likeliest first: for
+    programs without a configuration, never for the gateway."""
     Params: ClassVar[type[Schema]]
     """Checks `Deployment.params`; an instance gets the loaded value as `self.params`."""
 
@@ -155,11 +158,35 @@ class Provider:
         self.place = place
         self.params: dict[str, Any] = self.Params().load(dict(deployment.params))
 
+    @classmethod
+    def with_environment(
+        cls, given: Mapping[str, Any], environ: Mapping[str, str]
+    ) -> dict[str, Any]:
+        """The given parameters, and those that are left out as the environment has them."""
+        found = {
+            key: next((environ[name] for name in names if environ.get(name)), None)
+            for key, names in cls.environment.items()
+        }
+        return {**{key: value for key, value in found.items() if value}, **given}
+
     @property
     def account(self) -> str:
         """The same for deployments that are known to see the same files; it says nothing else."""
         told = json.dumps([self.name, dict(self.deployment.params)], sort_keys=True, default=str)
         return hashlib.sha256(told.encode()).hexdigest()
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Where its requests go, for those who look at the way there; none for this machine."""
+        return ()
+
+    def check_access(self) -> None:
+        """Ask for something small that only a valid credential is told.
+
+        Raises what any request would, UpstreamAuthFailed for example; NotFound means that the
+        credential is taken.
+        """
+        next(iter(self.files()), None)
 
     def upload(self, upload: Upload) -> StoredFile:
         """Store a copy and return what the upstream calls it.

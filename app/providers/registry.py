@@ -1,7 +1,7 @@
 """Name -> class; the one line a new provider adds outside its own file."""
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,17 @@ def open_all(
     same provider. Raises ConfigError.
     """
     return {d.id: open_provider(_completed(d, accounts), place) for d in deployments if serves(d)}
+
+
+def from_environment(deployment: Deployment, environ: Mapping[str, str]) -> Deployment:
+    """The deployment of somebody who has no configuration: what it leaves out is in `environ`.
+
+    Not for a provider's other names: those are other people's servers.
+    """
+    cls = _BY_NAME.get(deployment.provider)
+    if cls is None or cls.name != deployment.provider:
+        return deployment
+    return replace(deployment, params=cls.with_environment(deployment.params, environ))
 
 
 def _completed(deployment: Deployment, accounts: Sequence[Deployment]) -> Deployment:

@@ -21,6 +21,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.util import Retry
 
+from app import signals
 from app.errors import (
     GatewayError,
     NotFound,
@@ -76,7 +77,7 @@ class Upstream:
         refusal: Refusal = lambda _status, _body: None,
     ) -> None:
         self._refusal = refusal
-        self._base_url = base_url.rstrip("/")
+        self.base_url = base_url.rstrip("/")
         self._headers = headers
         self._deployment = deployment
         self._timeout = (CONNECT_TIMEOUT_SECONDS, deployment.timeout_seconds)
@@ -191,19 +192,28 @@ class Upstream:
         data: Any = None,
         headers: Headers | None = None,
     ) -> requests.Response:
+        sent = {**self._headers(), **(headers or {})}
+        call = signals.tell().upstream_call(self._deployment.provider, self._deployment.id, method)
         try:
-            return session.request(
+            response = session.request(
                 method,
-                self._base_url + path,
+                self.base_url + path,
                 params=params,
                 data=data,
-                headers={**self._headers(), **(headers or {})},
+                headers={**sent, **call.headers} if call.headers else sent,
                 timeout=self._timeout,
                 allow_redirects=False,
                 stream=True,
             )
         except requests.RequestException as error:
-            raise self._failure(error) from error
+            failure = self._failure(error)
+            call.over("timeout" if isinstance(failure, UpstreamTimeout) else signals.NO_ANSWER)
+            raise failure from error
+        except BaseException:
+            call.over(signals.NO_ANSWER)
+            raise
+        call.over(response.status_code)
+        return response
 
     def _failure(self, error: Exception) -> UpstreamError:
         facts = self._facts()
@@ -474,11 +484,28 @@ class _TLSConnection(_Connection, HTTPSConnection):
     pass
 
 
-class _Pool(HTTPConnectionPool):
+class _Told:
+    """A pool that tells of its connections."""
+
+    def _new_conn(self) -> Any:
+        signals.tell().connected()
+        return super()._new_conn()  # type: ignore[misc]  # the pool beside it has it
+
+    def _get_conn(self, timeout: float | None = None) -> Any:
+        connection = super()._get_conn(timeout)  # type: ignore[misc]  # likewise
+        signals.tell().connections_in_use(1)
+        return connection
+
+    def _put_conn(self, conn: Any) -> None:
+        signals.tell().connections_in_use(-1)
+        super()._put_conn(conn)  # type: ignore[misc]  # likewise
+
+
+class _Pool(_Told, HTTPConnectionPool):
     ConnectionCls = _Connection
 
 
-class _TLSPool(HTTPSConnectionPool):
+class _TLSPool(_Told, HTTPSConnectionPool):
     ConnectionCls = _TLSConnection
 
 

@@ -57,15 +57,52 @@ class VertexParams(Schema):
     class Meta:
         unknown = RAISE
 
-    vertex_project = fields.String(load_default=None, validate=_NAME)
-    vertex_location = fields.String(load_default=None, validate=_NAME)
-    vertex_credentials = fields.Raw(load_default=None, validate=check_credentials)
-    gcs_bucket_name = fields.String(load_default=None, validate=_NAME)
-    bucket_name = fields.String(load_default=None, validate=_NAME)
-    gcs_api_base = fields.String(load_default=None, validate=is_address)
-    api_base = fields.String(load_default=None, validate=is_address)
-    api_version = fields.String(load_default="v1", validate=validate.OneOf(("v1", "v1beta1")))
-    openai_compatible = fields.Boolean(load_default=False)
+    vertex_project = fields.String(
+        load_default=None,
+        validate=_NAME,
+        metadata={"description": "the Google Cloud project; else that of the credentials"},
+    )
+    vertex_location = fields.String(
+        load_default=None,
+        validate=_NAME,
+        metadata={"description": "a region, `global`, `us` or `eu`; else us-central1"},
+    )
+    vertex_credentials = fields.Raw(
+        load_default=None,
+        validate=check_credentials,
+        metadata={"description": "a credentials file's path, or its text; else the machine's own"},
+    )
+    gcs_bucket_name = fields.String(
+        load_default=None,
+        validate=_NAME,
+        metadata={"description": "where files are; there are no batches and no tuning without"},
+    )
+    bucket_name = fields.String(
+        load_default=None, validate=_NAME, metadata={"description": "the same"}
+    )
+    gcs_api_base = fields.String(
+        load_default=None,
+        validate=is_address,
+        metadata={
+            "description": "the address of Cloud Storage, for emulators and private endpoints"
+        },
+    )
+    api_base = fields.String(
+        load_default=None,
+        validate=is_address,
+        metadata={
+            "description": "the address of Vertex AI; a host, or as long as that of an endpoint"
+        },
+    )
+    api_version = fields.String(
+        load_default="v1",
+        validate=validate.OneOf(("v1", "v1beta1")),
+        metadata={"description": "of the API"},
+    )
+    openai_compatible = fields.Boolean(
+        load_default=False,
+        metadata={"description": "send chats without files to Google's own OpenAI surface"},
+    )
 
 
 class VertexAI(Provider):
@@ -95,6 +132,12 @@ class VertexAI(Provider):
         "bucket_name",
         "gcs_api_base",
     )
+    environment = {
+        "vertex_project": ("VERTEXAI_PROJECT", "GOOGLE_CLOUD_PROJECT"),
+        "vertex_location": ("VERTEXAI_LOCATION",),
+        "vertex_credentials": ("VERTEXAI_CREDENTIALS",),
+        "gcs_bucket_name": ("GCS_BUCKET_NAME", "GCS_BATCH_BUCKET_NAME"),
+    }
     Params = VertexParams
 
     def __init__(self, deployment: Deployment, place: Place) -> None:
@@ -160,6 +203,10 @@ class VertexAI(Provider):
         if upload.original is not None:
             bucket.put(FOLDER + key + ROWS, upload.open, upload.size, "application/jsonl")
         return _stored(made, key)
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        return (self._upstream.base_url, self._storage.base_url)
 
     def retrieve(self, file_id: str) -> StoredFile:
         if (made := self._batches.output(file_id)) is not None:

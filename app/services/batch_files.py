@@ -2,7 +2,7 @@
 
 import hashlib
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -153,7 +153,7 @@ class BatchFiles:
             is_checked = self._settings.validate_batch_files
             parts = jsonl.rows(found) if is_checked else jsonl.readable(found)
             if not model:
-                parts = _of_one_model(parts, named)
+                parts = jsonl.of_one_model(parts, named)
             for line in provider.batch_rows(parts, model):
                 digest.update(line)
                 size += len(line)
@@ -189,28 +189,6 @@ class BatchFiles:
     @property
     def _longest(self) -> int:
         return self._settings.max_batch_row_mb * MB
-
-
-def _of_one_model(parts: Iterable[Row | bytes], named: list[str]) -> Iterator[Row | bytes]:
-    """The same parts; the one model that all of them name is put into `named`.
-
-    Raises InvalidRequest for a row of another model: such a provider's batches are of one.
-    """
-    for number, part in enumerate(parts, start=1):
-        if isinstance(part, Row):
-            if not isinstance(part.model, str) or not part.model:
-                raise _bad(part.number, "body.model is missing", "missing_required_parameter")
-            if not named:
-                named.append(part.model)
-            if part.model != named[0]:
-                raise _bad(
-                    part.number,
-                    f"the model is {part.model!r:.200}, the rows before say {named[0]!r:.200}; "
-                    "a batch of this provider is for one model",
-                )
-        elif part.strip():
-            raise _bad(number, "is not a JSON object", "invalid_json_line")
-        yield part
 
 
 def _checked(row: Row, seen: set[bytes], url: str | None) -> str:

@@ -146,8 +146,8 @@ class Callers:
     def holder(self, token: str) -> Caller:
         """Who holds the key whose secret has this hash. Raises NotAuthenticated."""
         moment = now()
-        with self._database.read() as session:
-            row = db.presented(session, token, moment)
+        with self._database.ask() as connection:
+            row = db.presented(connection, token, moment)
         if row is None:
             raise NotAuthenticated("the API key is not valid")
         # A secret in its grace period gives nothing, a new key for example, that outlives it.

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+from app import signals
 from app.errors import GatewayError
 
 T = TypeVar("T")
@@ -27,8 +28,9 @@ class FanOut:
         if len(calls) == 1:
             # No second thread for the common case of one target.
             return {key: _outcome(call) for key, call in calls.items()}
-        futures = {key: self._pool.submit(_outcome, call) for key, call in calls.items()}
-        failures = [error for f in futures.values() if (error := f.exception()) is not None]
+        with signals.tell().fanned_out(calls) as told:
+            futures = {key: self._pool.submit(_outcome, call) for key, call in told.items()}
+            failures = [error for f in futures.values() if (error := f.exception()) is not None]
         if failures:
             raise failures[0]
         return {key: future.result() for key, future in futures.items()}

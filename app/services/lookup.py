@@ -111,17 +111,18 @@ class Lookup:
         raise NotPermitted(f"User {caller.display_name} does not have access to the file {file_id}")
 
     def _find(self, caller: Caller, meaning: ids.FileId, file_id: str, hints: Hints) -> Held | None:
+        if isinstance(meaning, ids.UnifiedId):
+            with self._database.ask() as connection:
+                one = rows.with_copies(connection, meaning.file_uuid)
+            if one is None or one[0].public_id != file_id:
+                return None
+            return Held(one[0], tuple(one[1]))
         with self._database.read() as session:
-            if isinstance(meaning, ids.UnifiedId):
-                file = rows.by_uuid(session, meaning.file_uuid)
-                if file is None or file.public_id != file_id:
-                    return None
-            else:
-                found = rows.by_deployment_file_id(session, meaning.raw)
-                copies = rows.copies_of(session, [file.id for file in found])
-                file = self._choose(caller, found, copies, _Asked(file_id, meaning, hints))
-                if file is None:
-                    return None
+            found = rows.by_deployment_file_id(session, meaning.raw)
+            copies = rows.copies_of(session, [file.id for file in found])
+            file = self._choose(caller, found, copies, _Asked(file_id, meaning, hints))
+            if file is None:
+                return None
             return Held(file, tuple(rows.copies_of(session, [file.id])))
 
     def _is_unheard_of(self, raw: str) -> bool:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
+from app import signals
 from app.errors import (
     AmbiguousRouting,
     ModelAccessDenied,
@@ -244,6 +245,7 @@ class Router:
     def rest(self, deployment_id: str, seconds: float | None = None) -> None:
         """Try this deployment last for a while: what the upstream asked for, or the setting."""
         pause = self._settings.cooldown_seconds if seconds is None else min(seconds, 300.0)
+        signals.tell().rested(deployment_id, pause)
         with self._lock:
             self._rests_until[deployment_id] = self._clock() + pause
 

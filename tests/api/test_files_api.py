@@ -318,6 +318,7 @@ def test_an_expiry_is_forwarded_and_told(alice, gateway, fields):
         ({"expires_after": "nonsense"}, "expires_after"),
         ({"expires_after": "[]"}, "expires_after"),
         ({"expires_after": "[" * 100_000}, "expires_after"),
+        ({"expires_after": "{}"}, "expires_after[anchor]"),
         ({"expires_after": '{"anchor":"created_at","seconds":true}'}, "expires_after[seconds]"),
         ({"expires_after": '{"anchor":null,"seconds":3600}'}, "expires_after[anchor]"),
         (

@@ -17,15 +17,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from werkzeug.exceptions import ClientDisconnected
 
-from app.api.form import (
-    MAX_FIELDS_BYTES,
-    MAX_PARTS,
-    Form,
-    clean_filename,
-    mime_type,
-    spooled_form,
-)
+from app.api.form import MAX_FIELDS_BYTES, MAX_PARTS, Form, spooled_form
 from app.errors import GatewayError, InvalidRequest, StorageFull, TooLarge
+from app.file_names import clean_filename, mime_type
 from tests.api.conftest import multipart
 
 FILE = ("file", ("a.txt", "text/plain", b"content"))

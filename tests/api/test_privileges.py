@@ -12,6 +12,7 @@ from app.api.auth import OPEN_ROUTES, Guard, guard
 from app.errors import DatabaseUnavailable, GatewayError
 from app.services.access import Access
 from app.services.callers import Role
+from app.settings import Settings
 from tests.access_builders import (
     MASTER_KEY,
     Client,
@@ -257,7 +258,7 @@ def test_a_database_that_is_away_is_503(root, access):
 
 def _app(access):
     app = Flask("guards", static_folder=None)
-    app.extensions["manifold"] = SimpleNamespace(access=access)
+    app.extensions["manifold"] = SimpleNamespace(access=access, settings=Settings())
     auth.install(app)
     app.register_error_handler(GatewayError, lambda error: (error.body(), error.status))
     for name in Guard.__members__:
@@ -265,13 +266,13 @@ def _app(access):
         app.add_url_rule(f"/{name}", name, view)
     app.add_url_rule("/bare", "bare", lambda: "never seen")
     for rule in OPEN_ROUTES:
-        app.add_url_rule(rule, rule, guard(Guard.OPEN)(lambda: "ok"))
+        app.add_url_rule(rule, rule, guard(Guard.OPEN)(lambda **_: "ok"))
     return app
 
 
 SERVED = {
-    Role.PROXY_ADMIN: {"ANY_KEY", "WRITE", "ADMIN_READ", "ADMIN"},
-    Role.PROXY_ADMIN_VIEWER: {"ANY_KEY", "ADMIN_READ"},
+    Role.PROXY_ADMIN: {"ANY_KEY", "WRITE", "ADMIN_READ", "ADMIN", "METRICS"},
+    Role.PROXY_ADMIN_VIEWER: {"ANY_KEY", "ADMIN_READ", "METRICS"},
     Role.INTERNAL_USER: {"ANY_KEY", "WRITE"},
     Role.INTERNAL_USER_VIEWER: {"ANY_KEY"},
 }
@@ -294,7 +295,7 @@ def test_a_view_without_guard_serves_nobody(access):
 def test_only_the_listed_routes_are_open(access):
     client = _app(access).test_client()
     for rule in OPEN_ROUTES:
-        assert client.get(rule).status_code == 200
+        assert client.get(rule.replace("<asset>", "x")).status_code == 200
     assert client.get("/nowhere").status_code == 404
     assert client.post("/ANY_KEY").status_code == 405
 

@@ -369,8 +369,16 @@ FORMS = [
             "negative": (b"expires_after[seconds]", b"-3600"),
             "digits of another script": (b"expires_after[seconds]", "٣٦٠٠".encode()),
             "another anchor": (b"expires_after[anchor]", b"last_active_at"),
-            "deep names": (b"expires_after" + b"[a]" * 50_000, b"1"),
+            "deep names": (b"expires_after" + b"[a]" * 1000, b"1"),
         }.items()
+    ),
+    upload(
+        "expires_after: names without end",
+        PURPOSE,
+        TARGET,
+        CONTENT,
+        part(b"expires_after" + b"[a]" * 50_000, b"1"),
+        wants=(413,),
     ),
     *(
         upload(f"target_model_names: {name}", PURPOSE, CONTENT, part(b"target_model_names", value))

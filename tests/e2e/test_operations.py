@@ -3,7 +3,6 @@
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import openai
@@ -11,8 +10,8 @@ import pytest
 
 from tests.e2e import inside
 from tests.e2e.gateway import MANIFOLD, ROOT
-from tests.e2e.serve import Served, plain_environment, quoted
-from tests.e2e.test_readme import blocks_of
+from tests.e2e.pages import Story
+from tests.e2e.serve import Served, quoted
 
 PAGE = ROOT / "docs" / "operations.md"
 SHOWN = "postgresql://manifold:secret@127.0.0.1/manifold"
@@ -52,23 +51,13 @@ def place(tmp_path: Path) -> Path:
 def test_the_page_s_commands_work_in_their_order(place):
     before = contents(place)
     assert list(before.values()) == [b"kept"]
-    script = "".join(block.text for block in blocks_of(PAGE) if block.info == "sh")
-    assert script.count(SHOWN) == script.count(BACK) == 1
     with inside.scratch_postgres() as url:
-        script = script.replace(SHOWN, f"'{url}'").replace(BACK, f"{place}/back.db")
-        path = f"{Path(sys.executable).parent}:{plain_environment()['PATH']}"
-        done = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", script],
-            cwd=place,
-            env={**plain_environment(), "PATH": path},
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        found = re.findall(r"(\d+) rows copied, and compared", done.stdout)
-        assert len(found) == 2 and found[0] == found[1] and int(found[0]) >= 3
+        story = Story(PAGE, place, replaced={SHOWN: f"'{url}'", BACK: f"{place}/back.db"})
+        script = "".join(block.text for block in story.blocks)
+        assert script.count(SHOWN) == script.count(BACK) == 1
+        said = "".join(story.run())
+    found = re.findall(r"(\d+) rows copied, and compared", said)
+    assert len(found) == 2 and found[0] == found[1] and int(found[0]) >= 3
     assert contents(place / "restored") == before
     # What came back is a whole database too.
     shutil.move(place / "back.db", place / "data" / "manifold.db")

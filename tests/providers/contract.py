@@ -107,6 +107,10 @@ class FilesContract:
         provider.delete(first.id)
         self._gives(provider, second.id, make_upload().path.read_bytes())
 
+    def test_it_says_where_its_requests_go(self, provider: Provider) -> None:
+        for address in provider.addresses:
+            assert address.startswith(("http://", "https://")) and not address.endswith("/")
+
     def test_an_unknown_id_is_not_found(self, provider: Provider) -> None:
         with pytest.raises(NotFound):
             provider.retrieve(self.unknown_id)

@@ -136,6 +136,33 @@ def readable(found: Iterable[bytes]) -> Iterator[Row | bytes]:
             yield text
 
 
+def of_one_model(parts: Iterable[Row | bytes], named: list[str]) -> Iterator[Row | bytes]:
+    """The same parts; the one model that all of them name is put into `named`.
+
+    Raises InvalidRequest for a row of another model: such a provider's batches are of one.
+    """
+    for number, part in enumerate(parts, start=1):
+        if isinstance(part, Row):
+            if not isinstance(part.model, str) or not part.model:
+                raise _bad(part.number, "body.model is missing", "missing_required_parameter")
+            if not named:
+                named.append(part.model)
+            if part.model != named[0]:
+                raise _bad(
+                    part.number,
+                    f"the model is {part.model!r:.200}, the rows before say {named[0]!r:.200}; "
+                    "a batch of this provider is for one model",
+                    "invalid_value",
+                )
+        elif part.strip():
+            raise _bad(number, "is not a JSON object", "invalid_json_line")
+        yield part
+
+
+def _bad(number: int, what: str, code: str) -> InvalidRequest:
+    return InvalidRequest(f"line {number}: {what}", param="file", code=code)
+
+
 def _too_deep(number: int) -> InvalidRequest:
     return too_deep(f"line {number}:", param="file", code="invalid_json_line")
 
