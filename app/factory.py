@@ -22,10 +22,12 @@ from app.api import (
     security_headers,
     uploads,
     uri_ids,
+    usage,
     users,
 )
 from app.api import metrics as scraping
 from app.api.reference import page
+from app.console import room, signing_in
 from app.db.engine import Database, connect
 from app.metrics import Metrics
 from app.providers.protocol import Place, Provider
@@ -35,6 +37,7 @@ from app.services.account_check import AccountCheck
 from app.services.audit import Trail
 from app.services.batch_files import BatchFiles
 from app.services.batches import Batches
+from app.services.browse import Browse
 from app.services.census import Census
 from app.services.copies import Copies
 from app.services.fan_out import FanOut
@@ -56,12 +59,14 @@ from app.services.renewal import Renewal
 from app.services.repeats import Repeats
 from app.services.router import Router
 from app.services.row_check import RowCheck
+from app.services.sessions import Sessions
 from app.services.store_check import StoreCheck
 from app.services.storing import Storing
 from app.services.sweeper import Sweeper
 from app.services.tuned_models import TunedModels
 from app.services.upkeep import Upkeep
 from app.services.uploads import Uploads
+from app.services.usage import FLUSH_SECONDS, Usage
 from app.settings import Settings
 from app.spool import Spool
 
@@ -88,13 +93,13 @@ def create_app(
     app.json.ensure_ascii = False  # type: ignore[attr-defined]  # likewise
     app.url_map.merge_slashes = False
     app.url_map.strict_slashes = False
-    app.extensions["manifold"] = build(settings, database, providers, metrics)
+    app.extensions["manifold"] = services = build(settings, database, providers, metrics)
     errors.install(app)
     security_headers.install(app)
-    access_log.install(app)
-    auth.install(app, metering.begin)
+    access_log.install(app, usage.Counting(services.usage))
+    auth.install(app, room.count, signing_in.signed_in)
     metering.install(app)
-    audit.install(app)
+    audit.install(app, room.ACTIONS)
     for blueprint in (
         files.blueprint,
         batches.blueprint,
@@ -120,6 +125,7 @@ def create_app(
         scraping.blueprint,
     ):
         app.register_blueprint(blueprint)
+    app.register_blueprint(room.blueprint)
     return app
 
 
@@ -131,7 +137,8 @@ def build(
 ) -> context.Services:
     """Every collaborator, for the app and for the worker."""
     # A database that is given is a test's, and may have one connection for all threads.
-    journal = None if database else settings.data_dir / "audit"
+    is_given = database is not None
+    journal = None if is_given else settings.data_dir / "audit"
     database = database or connect(
         settings.resolved_database_url, pool_size=settings.database_pool_size
     )
@@ -153,16 +160,22 @@ def build(
     tuning_service = FineTuning(settings, database, router, jobs, tuned_models)
     uploads = Uploads(settings, database, router, files.files, files.meter)
     once = Once(database, settings.lease_seconds)
+    access = Access(
+        database,
+        settings.master_key,
+        on_files_deleted=files.files.finish_deletes,
+        retiring_master_keys=settings.retiring_master_keys,
+    )
+    sessions = Sessions(database, access)
+    counted = Usage(database, router.model_of, None if is_given else FLUSH_SECONDS)
     return context.Services(
         settings=settings,
         database=database,
         spool=spool,
-        access=Access(
-            database,
-            settings.master_key,
-            on_files_deleted=files.files.finish_deletes,
-            retiring_master_keys=settings.retiring_master_keys,
-        ),
+        access=access,
+        sessions=sessions,
+        usage=counted,
+        browse=Browse(database),
         meter=files.meter,
         once=once,
         repeats=Repeats(database),
@@ -185,6 +198,7 @@ def build(
             spool=spool,
             meter=files.meter,
             once=once,
+            also=(sessions.sweep, counted.sweep),
         ),
         fsck=check(settings, database, router, providers, files, uploads, spool),
         census=Census(settings, database),

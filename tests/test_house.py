@@ -118,7 +118,14 @@ def app():
 def test_every_route_has_a_guard_or_is_open(app):
     assert auth.unguarded(app) == []
     rules = {rule.rule for rule in app.url_map.iter_rules()}
-    assert rules >= auth.OPEN_ROUTES
+    assert rules >= auth.OPEN_ROUTES | auth.OPEN_PAGES
+
+
+def test_the_console_is_what_a_session_opens_and_nothing_else(app):
+    for rule in app.url_map.iter_rules():
+        by_session = auth.door_of(app, rule.endpoint) is auth.Door.SESSION
+        assert by_session == rule.rule.startswith("/ui/"), rule
+    assert all(rule.startswith("/ui/") for rule in auth.OPEN_PAGES)
 
 
 def test_no_route_answers_what_it_was_not_made_for(app):

@@ -2,23 +2,28 @@
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from flask import Flask, Response, g, request
 
 from app import signals
 from app.api import context
+from app.services.callers import Caller
 from app.signals import Answered, Request
 
 log = logging.getLogger("manifold.request")
 _PREFIX = 12
 
 
-def install(app: Flask) -> None:
-    """Log every request of this app."""
+Ended = Callable[[Caller | None, Mapping[str, Any]], object]
+"""Called with who has asked, and with the line, when the last byte is gone."""
+
+
+def install(app: Flask, *on_end: Ended) -> None:
+    """Log every request of this app, and tell others that it has ended."""
     app.before_request(_begin)
-    app.after_request(_prepare)
+    app.after_request(lambda response: _prepare(response, on_end))
     app.teardown_request(_leave)
 
 
@@ -33,7 +38,7 @@ def _leave(_error: BaseException | None) -> None:
         told.left()
 
 
-def _prepare(response: Response) -> Response:
+def _prepare(response: Response, on_end: Sequence[Ended]) -> Response:
     caller = g.get("caller")
     rule = request.url_rule
     line: dict[str, Any] = {
@@ -71,6 +76,8 @@ def _prepare(response: Response) -> Response:
         if counter.is_cut_off:
             line["cut_off"] = True
         log.info("request", extra=line)
+        for tell in on_end:
+            tell(caller, line)
 
     response.call_on_close(write)
     return response

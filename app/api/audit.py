@@ -32,26 +32,28 @@ ACTIONS: Mapping[Callable[..., Any], str] = {
 }
 """What a view does. Whatever it does in a transaction of ours is written down there."""
 
-_NO_TRANSACTION = frozenset({files.content, batches.cancel, fine_tuning.steer})
+_DOWNLOAD = "file.download"
+_NO_TRANSACTION = frozenset({_DOWNLOAD, "batch.cancel", "fine_tuning.{action}"})
 _IDS = ("file_id", "batch_id", "job_id", "upload_id", "user_id")
 
 
-def install(app: Flask) -> None:
+def install(app: Flask, more: Mapping[Callable[..., Any], str] | None = None) -> None:
     """Write down what the services could not: a refusal has no transaction, nor has a download.
 
     To be installed last, for then it has its say before the answer is marked and logged. An answer
-    whose row cannot be written becomes that failure.
+    whose row cannot be written becomes that failure. `more` are other rooms' ACTIONS.
     """
-    app.after_request(_note)
+    actions = {**ACTIONS, **(more or {})}
+    app.after_request(lambda response: _note(response, actions))
 
 
-def _note(response: Response) -> Response:
+def _note(response: Response, actions: Mapping[Callable[..., Any], str]) -> Response:
     view: Any = current_app.view_functions.get(request.endpoint or "")
-    action = ACTIONS.get(view)
+    action = actions.get(view)
     caller = g.get("caller")
     is_refused = response.status_code >= 400
     # Whoever has no good key is in the log alone: he could fill the database.
-    if action is None or caller is None or not (is_refused or _is_due(view)):
+    if action is None or caller is None or not (is_refused or _is_due(action)):
         return response
     if g.get("database_is_away"):
         # A second wait, as long as the first, for a row that cannot be written either.
@@ -60,7 +62,7 @@ def _note(response: Response) -> Response:
     try:
         trail = context.services().trail
         target = next((named[name] for name in _IDS if isinstance(named.get(name), str)), None)
-        if view is files.content and not is_refused:
+        if action == _DOWNLOAD and not is_refused:
             trail.jot(
                 caller, action, target, status=response.status_code, size=response.content_length
             )
@@ -84,6 +86,6 @@ def _note(response: Response) -> Response:
     return response
 
 
-def _is_due(view: Callable[..., Any]) -> bool:
+def _is_due(action: str) -> bool:
     """Whether something was done that no transaction tells of; HEAD takes no bytes along."""
-    return view in _NO_TRANSACTION and request.method != "HEAD"
+    return action in _NO_TRANSACTION and request.method != "HEAD"

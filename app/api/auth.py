@@ -1,4 +1,4 @@
-"""The key of a request -> its caller, and what each view asks of a caller."""
+"""The key or the session of a request -> its caller, and what each view asks of a caller."""
 
 import hmac
 from collections.abc import Callable
@@ -26,13 +26,16 @@ OPEN_ROUTES: frozenset[str] = frozenset(
 )
 """The URL rules that need no key; there is no other way to open one."""
 
+OPEN_PAGES: frozenset[str] = frozenset({"/ui/sign-in", "/ui/static/<name>"})
+"""The URL rules of the console that show themselves to who is not signed in, likewise."""
+
 View = TypeVar("View", bound=Callable[..., Any])
 
 
 class Guard(Enum):
     """Whom a view serves."""
 
-    OPEN = "nobody is asked; the rule must stand in OPEN_ROUTES too"
+    OPEN = "nobody is asked; the rule must stand in OPEN_ROUTES or OPEN_PAGES too"
     ANY_KEY = "any key that is valid now"
     WRITE = "any key but a viewer's"
     ADMIN_READ = "proxy_admin and proxy_admin_viewer"
@@ -40,20 +43,37 @@ class Guard(Enum):
     METRICS = "proxy_admin, proxy_admin_viewer, and whoever has the metrics_token"
 
 
-def guard(required: Guard) -> Callable[[View], View]:
+class Door(Enum):
+    """How a view knows who asks."""
+
+    KEY = "by the key in a header, and by nothing that a browser sends by itself"
+    SESSION = "by the cookie of the console, and by no key"
+
+
+def guard(required: Guard, door: Door = Door.KEY) -> Callable[[View], View]:
     """Mark a view with whom it serves. A view without a mark serves nobody."""
 
     def mark(view: View) -> View:
         view.guard = required  # type: ignore[attr-defined]  # functions take attributes
+        view.door = door  # type: ignore[attr-defined]  # likewise
         return view
 
     return mark
 
 
-def install(app: Flask, on_caller: Callable[[Caller], object] = lambda caller: None) -> None:
+def _no_session() -> Caller:
+    raise NotAuthenticated("nobody can be signed in here")
+
+
+def install(
+    app: Flask,
+    on_caller: Callable[[Caller], object] = lambda caller: None,
+    signed_in: Callable[[], Caller] = _no_session,
+) -> None:
     """Ask every request for its key, before its body is read, and refuse what is not allowed.
 
     `on_caller` is called when the caller is known; what it raises refuses the request too.
+    `signed_in` answers with the caller behind the request's session, or raises NotAuthenticated.
 
     What is asked hangs on the view that Flask matched and will call: there is no second look at
     the path that could differ. Raises NotAuthenticated, NotPermitted, DatabaseUnavailable.
@@ -62,7 +82,9 @@ def install(app: Flask, on_caller: Callable[[Caller], object] = lambda caller: N
     def check() -> None:
         if _is_open() or _is_scraper():
             return
-        g.caller = caller = _identified()
+        by_session = door_of(app, request.endpoint or "") is Door.SESSION
+        found = signed_in() if by_session else services().access.authenticate(presented_secret())
+        g.caller = caller = replace(found, origin=Origin(context.request_id(), request.remote_addr))
         on_caller(caller)
         _require_served(caller)
 
@@ -70,18 +92,24 @@ def install(app: Flask, on_caller: Callable[[Caller], object] = lambda caller: N
 
 
 def unguarded(app: Flask) -> list[str]:
-    """The URL rules whose view has no mark, or is marked open without being in OPEN_ROUTES."""
+    """The URL rules whose view has no mark, or is marked open without being listed above."""
     found = []
     for rule in app.url_map.iter_rules():
         required = _guard_of(app, rule.endpoint)
-        if required is None or (required is Guard.OPEN and rule.rule not in OPEN_ROUTES):
+        is_listed = rule.rule in OPEN_ROUTES | OPEN_PAGES
+        if required is None or (required is Guard.OPEN and not is_listed):
             found.append(rule.rule)
     return sorted(found)
 
 
+def door_of(app: Flask, endpoint: str) -> Door:
+    """How the view of this endpoint knows who asks."""
+    return getattr(app.view_functions.get(endpoint), "door", Door.KEY)
+
+
 def _is_open() -> bool:
     rule = request.url_rule
-    return rule is None or rule.rule in OPEN_ROUTES
+    return rule is None or rule.rule in OPEN_ROUTES or rule.rule in OPEN_PAGES
 
 
 def _is_scraper() -> bool:
@@ -90,11 +118,6 @@ def _is_scraper() -> bool:
         return False
     token = services().settings.metrics_token
     return token is not None and hmac.compare_digest(presented_secret().encode(), token.encode())
-
-
-def _identified() -> Caller:
-    caller = services().access.authenticate(presented_secret())
-    return replace(caller, origin=Origin(context.request_id(), request.remote_addr))
 
 
 def _require_served(caller: Caller) -> None:

@@ -13,6 +13,7 @@ from app.metrics import Metrics
 from app.services.access import Access
 from app.services.audit import Trail
 from app.services.batches import Batches
+from app.services.browse import Browse
 from app.services.callers import Caller
 from app.services.census import Census
 from app.services.file_lists import FileLists
@@ -25,9 +26,11 @@ from app.services.once import Once
 from app.services.reconciler import Reconciler
 from app.services.repeats import Repeats
 from app.services.router import Router
+from app.services.sessions import Sessions
 from app.services.sweeper import Sweeper
 from app.services.upkeep import Upkeep
 from app.services.uploads import Uploads
+from app.services.usage import Usage
 from app.settings import Settings
 from app.spool import Spool
 
@@ -42,6 +45,9 @@ class Services:
     settings: Settings
     database: Database
     access: Access
+    sessions: Sessions
+    usage: Usage
+    browse: Browse
     meter: Meter
     once: Once
     repeats: Repeats

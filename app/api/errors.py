@@ -36,9 +36,9 @@ _OF_THE_BODY = frozenset({"content-type", "content-length"})
 
 def install(app: Flask) -> None:
     """Let every error of this app leave in the envelope and every response with its request id."""
-    app.register_error_handler(GatewayError, _of_the_gateway)
-    app.register_error_handler(HTTPException, _of_http)
-    app.register_error_handler(Exception, _unexpected)
+    app.register_error_handler(GatewayError, envelope_of)
+    app.register_error_handler(HTTPException, of_http)
+    app.register_error_handler(Exception, unexpected)
     app.after_request(_mark)
 
 
@@ -49,7 +49,8 @@ def _mark(response: Response) -> Response:
     return response
 
 
-def _of_the_gateway(error: GatewayError) -> Response:
+def envelope_of(error: GatewayError) -> Response:
+    """The error in its envelope, and in the log where an operator should know of it."""
     signals.tell().refused(None if isinstance(error, UpstreamRejected) else error.code)
     body = error.body()
     for name in ("message", "param"):
@@ -62,6 +63,8 @@ def _of_the_gateway(error: GatewayError) -> Response:
     if isinstance(error, UpstreamError):
         if error.provider:
             response.headers["llm-provider"] = error.provider
+        if error.deployment:
+            context.note(deployment=error.deployment)
         _log.warning(
             "upstream_failed",
             extra={
@@ -96,7 +99,8 @@ def _first_line(cause: BaseException | None) -> str:
     return f"{type(told).__name__}: {told}".partition("\n")[0] if told else ""
 
 
-def _of_http(error: HTTPException) -> BaseResponse:
+def of_http(error: HTTPException) -> BaseResponse:
+    """What Flask and Werkzeug refuse, in the envelope."""
     if error.response is not None:
         return error.get_response(request.environ)
     # Validation is 400 here; 422 is what other frameworks say for it.
@@ -133,7 +137,8 @@ def _words(error: HTTPException, status: int) -> str:
     }.get(status, HTTP_STATUS_CODES[status].lower())
 
 
-def _unexpected(error: Exception) -> Response:
+def unexpected(error: Exception) -> Response:
+    """A fault of ours: logged with its traceback, and told without it."""
     _log.error(
         "unexpected_error",
         exc_info=error,

@@ -1,7 +1,7 @@
 """Each request counted for the limits of its key and user, until its last byte is gone."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from flask import Flask, Response, current_app, g, request
 
@@ -9,8 +9,16 @@ from app.api import files, uploads
 from app.api.context import services
 from app.services.callers import Caller
 
+View = TypeVar("View", bound=Callable[..., Any])
+
 UPLOADS: frozenset[Callable[..., Any]] = frozenset({files.create, uploads.create})
 """The views that begin a new file; its parts are parts of one upload."""
+
+
+def begins_upload(view: View) -> View:
+    """Mark a view of another room as one of these."""
+    view.begins_upload = True  # type: ignore[attr-defined]  # functions take attributes
+    return view
 
 
 def install(app: Flask) -> None:
@@ -23,7 +31,8 @@ def begin(caller: Caller) -> None:
     """Count this request. Raises RateLimited, DatabaseUnavailable."""
     if caller.limited:
         view = current_app.view_functions.get(request.endpoint or "")
-        g.metered = services().meter.begin(caller, is_upload=view in UPLOADS)
+        is_upload = view in UPLOADS or getattr(view, "begins_upload", False)
+        g.metered = services().meter.begin(caller, is_upload=is_upload)
 
 
 def _hand_on(response: Response) -> Response:

@@ -26,6 +26,7 @@ def _harden(response: Response) -> Response:
     for name, value in HEADERS.items():
         response.headers.setdefault(name, value)
     rule = request.url_rule
-    if rule is None or rule.rule not in OPEN_ROUTES:
+    is_kept = response.cache_control.max_age is not None
+    if not is_kept and (rule is None or rule.rule not in OPEN_ROUTES):
         response.cache_control.no_store = True
     return response

@@ -20,7 +20,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-HEAD = "0007"
+HEAD = "0008"
 """The newest migration; a test holds it against the migrations folder."""
 
 
@@ -410,3 +410,57 @@ class SingleRequest(Base):
     answer: Mapped[str | None] = mapped_column(Text)
     lease_until: Mapped[dt.datetime]
     expires_at: Mapped[dt.datetime]
+
+
+class ConsoleSession(Base):
+    """Somebody who is signed in to the console.
+
+    `id` is the SHA-256 of the random token in his cookie. `key_hash` is that of the secret that he
+    signed in with: the session is worth what that secret is worth at each request. It is None for a
+    master key, which somebody may have chosen short enough to be found from a hash: `master_mac`
+    ties the session to it, and can be checked with the token only. `seen_at` is at most a minute
+    old while he is at work; `expires_at` is the end, whatever he does.
+    """
+
+    __tablename__ = "console_sessions"
+    __table_args__ = (Index("ix_console_sessions_expires_at", "expires_at"),)
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    key_hash: Mapped[str | None] = mapped_column(String(64), index=True)
+    master_mac: Mapped[str | None] = mapped_column(String(64))
+    created_at: Mapped[dt.datetime]
+    seen_at: Mapped[dt.datetime]
+    expires_at: Mapped[dt.datetime]
+
+
+class UsageHour(Base):
+    """What an owner did in an hour, in all and by model and deployment.
+
+    `dimension` is empty (`name` too), model or deployment; names are those of the configuration. A
+    request to two models counts once in all and once for each of them. `rows_done` and
+    `rows_failed` are those of batches that ended in this hour. `bytes_in` and `bytes_out` are
+    bodies as clients sent and got them.
+    """
+
+    __tablename__ = "usage_hours"
+    __table_args__ = (Index("ix_usage_hours_owner", "owner", "hour"),)
+
+    hour: Mapped[dt.datetime] = mapped_column(primary_key=True)
+    owner: Mapped[str] = mapped_column(String(300), primary_key=True)
+    dimension: Mapped[str] = mapped_column(String(16), primary_key=True)
+    name: Mapped[str] = mapped_column(String(255), primary_key=True)
+    requests: Mapped[int] = mapped_column(BigInteger)
+    errors: Mapped[int] = mapped_column(BigInteger)
+    bytes_in: Mapped[int] = mapped_column(BigInteger)
+    bytes_out: Mapped[int] = mapped_column(BigInteger)
+    rows_done: Mapped[int] = mapped_column(BigInteger)
+    rows_failed: Mapped[int] = mapped_column(BigInteger)
+
+
+class KeyUse(Base):
+    """When a key was used last, to a minute."""
+
+    __tablename__ = "key_uses"
+
+    key_id: Mapped[str] = mapped_column(ForeignKey("keys.id", ondelete="CASCADE"), primary_key=True)
+    used_at: Mapped[dt.datetime]

@@ -4,7 +4,7 @@ import datetime as dt
 import fnmatch
 import hashlib
 import hmac
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
@@ -128,13 +128,23 @@ class Callers:
     def authenticate(self, secret: str) -> Caller:
         """Who presents this secret. Raises NotAuthenticated; one statement at most."""
         token = sha256(secret)
-        if self._master_hash and hmac.compare_digest(token, self._master_hash):
-            return _master(token)
-        for retiring in self._retiring:
-            if hmac.compare_digest(token, retiring.sha256) and now() < retiring.until:
-                return replace(_master(token), expires_at=retiring.until)
+        for master in self.masters():
+            if hmac.compare_digest(token, master.key_hash):
+                return master
         if not secret.startswith("sk-") or len(secret) > _MAX_SECRET_LENGTH:
             raise NotAuthenticated("the API key is not valid")
+        return self.holder(token)
+
+    def masters(self) -> Iterator[Caller]:
+        """Whoever presents the master key, or one of before that still works."""
+        if self._master_hash:
+            yield _master(self._master_hash)
+        for retiring in self._retiring:
+            if now() < retiring.until:
+                yield replace(_master(retiring.sha256), expires_at=retiring.until)
+
+    def holder(self, token: str) -> Caller:
+        """Who holds the key whose secret has this hash. Raises NotAuthenticated."""
         moment = now()
         with self._database.ask() as connection:
             row = db.presented(connection, token, moment)

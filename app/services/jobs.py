@@ -12,10 +12,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
 
 from app import faults, ids
 from app.db import files as file_rows
 from app.db import jobs as rows
+from app.db import usage
 from app.db.engine import Database
 from app.db.tables import Copy, File, Job, now
 from app.errors import (
@@ -331,7 +333,8 @@ class Jobs:
                         provider=job.provider,
                         deployment=job.deployment_id,
                     )
-                rows.record_unless_final(session, job.id, **_facts(job))
+                if rows.record_unless_final(session, job.id, **_facts(job)):
+                    _count_rows(session, job)
                 audit.record(session, caller, f"{job.type}.create", job.public_id)
         except (DatabaseUnavailable, UpstreamError) as error:
             error.headers["x-should-retry"] = "false"
@@ -365,6 +368,7 @@ class Jobs:
         self._note(job, snapshot, is_final=is_final)
         with self._database.write() as session:
             if rows.record_unless_final(session, job.id, **_facts(job)):
+                _count_rows(session, job)
                 return
             ended = rows.by_uuid(session, job.id)
         if ended is not None:
@@ -552,6 +556,15 @@ def _not_available(sources: Sequence[Source], model: str | None) -> FileNotAvail
     return FileNotAvailable(
         f"no account that is configured holds the file {first.handed}", param=first.param
     )
+
+
+def _count_rows(session: Session, job: Job) -> None:
+    """Count a batch's rows, once: in the transaction that writes its end down."""
+    told = job.snapshot.get("request_counts")
+    if job.type == "batch" and job.state == "final" and isinstance(told, dict):
+        done, failed = told.get("completed") or 0, told.get("failed") or 0
+        if done or failed:
+            usage.add_ended(session, job, done=done, failed=failed)
 
 
 def _facts(job: Job) -> dict[str, object]:

@@ -131,6 +131,7 @@ class Router:
         self._deployments = tuple(d for d in settings.deployments if d.id in providers)
         self._accounts = tuple(d for d in settings.file_accounts if d.id in providers)
         self._tuning = tuple(d for d in settings.finetune_accounts if d.id in providers)
+        self._models = {d.id: d.model_name for d in self._deployments}
         self._clock = clock
         self._rng = rng or random.Random()
         self._lock = threading.Lock()
@@ -217,6 +218,10 @@ class Router:
                 name = model_name if deployment.is_wildcard and model_name else None
                 return self._route(deployment, name or deployment.model_name)
         return None
+
+    def model_of(self, deployment_id: str) -> str | None:
+        """The model name of a deployment as the configuration has it, None for an account."""
+        return self._models.get(deployment_id)
 
     def accounts_of(self, name: str) -> frozenset[str]:
         """The ids of the deployments behind a model name; a fact, whoever may use it."""

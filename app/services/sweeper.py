@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 
 from app import faults
@@ -26,7 +26,10 @@ YOUNG_SECONDS = 3600.0
 
 
 class Sweeper:
-    """One pass over everything that has an end; each step may be cut off and is done again."""
+    """One pass over everything that has an end; each step may be cut off and is done again.
+
+    `also` are steps of others.
+    """
 
     def __init__(
         self,
@@ -39,6 +42,7 @@ class Sweeper:
         spool: Spool,
         meter: Meter,
         once: Once,
+        also: Sequence[Callable[[], object]] = (),
     ) -> None:
         self._database = database
         self._providers = providers
@@ -48,6 +52,7 @@ class Sweeper:
         self._spool = spool
         self._meter = meter
         self._once = once
+        self._also = tuple(also)
 
     def run(self, young_seconds: float = YOUNG_SECONDS) -> None:
         """Make the pass. One step's trouble is logged and is not that of the others."""
@@ -60,6 +65,7 @@ class Sweeper:
             self._spool.sweep,
             self._meter.sweep,
             self._once.sweep,
+            *self._also,
             *(partial(provider.sweep, young_seconds) for provider in self._providers),
         )
         for step in steps:
