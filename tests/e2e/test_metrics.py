@@ -180,6 +180,7 @@ def test_an_upstream_that_fails_is_seen(gateway: Gateway, account: Account):
     )
     assert after.sum("deployment_rests_total") == before.sum("deployment_rests_total") + 1
     assert after.sum("deployment_rests_until_timestamp_seconds") > time.time()
+    assert after.one("upstream_connections_in_use") == 0
 
 
 def test_the_worker_is_seen_beside_the_server(gateway: Gateway):

@@ -34,6 +34,7 @@ from app.api.reference.operations import (
 from app.api.schemas import Limit
 
 Document = dict[str, Any]
+CONSOLE = "/ui"
 
 _ANY_OF = re.compile(r"<any\(([^)]*)\):(\w+)>")
 _PART = re.compile(r"<(?:(\w+):)?(\w+)>")
@@ -136,11 +137,21 @@ def _say_nothing_of_null(parameters: list[Document]) -> None:
 
 
 def routes_of(app: Flask) -> Iterator[_Route]:
-    """Every route of the url map; one with a choice of words in its path is one for each word."""
+    """Every route of the API; one with a choice of words in its path is one for each word.
+
+    Pages for people are no part of it.
+    """
     for rule in app.url_map.iter_rules():
+        if is_page(rule.rule):
+            continue
         for method in sorted((rule.methods or set()) - {"HEAD", "OPTIONS"}):
             for path in _spelled(rule.rule):
                 yield _Route(method, path, app.view_functions[rule.endpoint])
+
+
+def is_page(rule: str) -> bool:
+    """Whether this is a page of the console, which explains itself."""
+    return rule == CONSOLE or rule.startswith(CONSOLE + "/")
 
 
 def _spelled(rule: str) -> list[str]:
