@@ -22,6 +22,8 @@ LOOK_UPS = {
     # Columns: the database looks a hash up in an index.
     "Key.token == token",
     "Key.previous_token == token",
+    "keys.token == bindparam('token')",
+    "keys.previous_token == bindparam('token')",
 }
 """Comparisons that tell nobody anything about a secret."""
 
