@@ -14,6 +14,8 @@ T = TypeVar("T")
 Header = Callable[[str], str | None]
 
 NO_ANSWER = "no answer"
+GIVEN_UP = "given up"
+"""The gateway itself let go of it: its client has gone, or it was of no use any more."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,10 @@ class Listener:
         """Calls by deployment are about to be made side by side."""
         return nullcontext(calls)
 
+    def carried(self, deployment: str, call: Callable[[], T]) -> Callable[[], T]:
+        """A call that another thread will make, on behalf of the request at hand."""
+        return call
+
     def passed(self, seconds: float, *, well: bool) -> None:
         """The worker has looked for what is due."""
 
@@ -158,6 +164,11 @@ class Listeners(Listener):
         self, calls: Mapping[str, Callable[[], T]]
     ) -> AbstractContextManager[Mapping[str, Callable[[], T]]]:
         return _Nested(self._all, calls)
+
+    def carried(self, deployment: str, call: Callable[[], T]) -> Callable[[], T]:
+        for each in self._all:
+            call = each.carried(deployment, call)
+        return call
 
     def passed(self, seconds: float, *, well: bool) -> None:
         for each in self._all:

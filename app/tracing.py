@@ -124,15 +124,20 @@ class Traces(Listener):
             "fan out", attributes={"manifold.calls": len(calls)}
         ):
             here = self._context.get_current()
-            yield {key: self._branch(key, call, here) for key, call in calls.items()}
+            yield {key: self._branch("fan out to", key, call, here) for key, call in calls.items()}
 
-    def _branch(self, deployment: str, call: Callable[[], T], here: Any) -> Callable[[], T]:
+    def carried(self, deployment: str, call: Callable[[], T]) -> Callable[[], T]:
+        return self._branch("head start", deployment, call, self._context.get_current())
+
+    def _branch(
+        self, name: str, deployment: str, call: Callable[[], T], here: Any
+    ) -> Callable[[], T]:
         def traced() -> T:
             # Another thread, which knows nothing of where it was sent from.
             token = self._context.attach(here)
             try:
                 with self._tracer.start_as_current_span(
-                    "fan out to", attributes={"manifold.deployment": deployment}
+                    name, attributes={"manifold.deployment": deployment}
                 ):
                     return call()
             finally:

@@ -258,6 +258,15 @@ ERRORS: tuple[ErrorCode, ...] = (
         "model",
     ),
     ErrorCode(
+        "csrf",
+        403,
+        "permission_error",
+        "another site has sent this",
+        "The console was sent a form or a call that is not its own page's, or one of before the last "
+        "sign-in.",
+        "Load the page again.",
+    ),
+    ErrorCode(
         "not_found",
         404,
         "not_found_error",

@@ -207,10 +207,11 @@ class Upstream:
             )
         except requests.RequestException as error:
             failure = self._failure(error)
-            call.over("timeout" if isinstance(failure, UpstreamTimeout) else signals.NO_ANSWER)
+            call.over(_outcome(failure))
             raise failure from error
         except BaseException:
-            call.over(signals.NO_ANSWER)
+            # The body's own: nobody waits for it any more.
+            call.over(signals.GIVEN_UP)
             raise
         call.over(response.status_code)
         return response
@@ -401,6 +402,14 @@ def _type_of(status: int) -> str:
 
 def _only(headers: Headers, names: tuple[str, ...]) -> dict[str, str]:
     return {name: headers[name] for name in names if name in headers}
+
+
+def _outcome(failure: UpstreamError) -> str:
+    """Why there is no answer, in a word."""
+    cancellation: Cancellation | None = getattr(_this_thread, "cancellation", None)
+    if cancellation is not None and cancellation.is_cancelled:
+        return signals.GIVEN_UP
+    return "timeout" if isinstance(failure, UpstreamTimeout) else signals.NO_ANSWER
 
 
 def _reason(error: Exception) -> Any:

@@ -12,8 +12,9 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 
-from app import faults
+from app import faults, signals
 from app.db.tables import now
 from app.errors import GatewayError
 from app.providers.protocol import StoredFile
@@ -100,7 +101,8 @@ class HeadStarts:
         begun = HeadStart(upload, way, arriving)
         for route in routes:
             key = secrets.token_hex(16)
-            sending = self._pool.submit(self._send, route, replace(upload, key=key))
+            send = partial(self._send, route, replace(upload, key=key))
+            sending = self._pool.submit(signals.tell().carried(route.deployment.id, send))
             sending.add_done_callback(self._give_back)
             begun.add(route, key, sending)
         faults.point("head start begun")

@@ -12,6 +12,7 @@ from typing import Any
 import promql_parser
 import psutil
 import pytest
+import requests
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -181,6 +182,18 @@ def test_an_upstream_that_fails_is_seen(gateway: Gateway, account: Account):
     assert after.sum("deployment_rests_total") == before.sum("deployment_rests_total") + 1
     assert after.sum("deployment_rests_until_timestamp_seconds") > time.time()
     assert after.one("upstream_connections_in_use") == 0
+
+
+def test_a_client_that_goes_away_is_no_failure_of_the_upstream(gateway: Gateway, account: Account):
+    before = scrape(gateway)
+    chat = {"model": "a", "messages": []}
+    account.fail(path_regex="chat", delay_s=30.0, times=1)
+    with pytest.raises(requests.Timeout):
+        gateway.api("POST", "/v1/chat/completions", json=chat, timeout=0.7)
+    after = settled(gateway, "upstream_requests_total", before.sum("upstream_requests_total") + 1)
+    assert after.sum("upstream_requests_total", outcome="given up") == 1
+    for outcome in ("timeout", "no answer"):
+        assert after.sum("upstream_requests_total", outcome=outcome) == 0
 
 
 def test_the_worker_is_seen_beside_the_server(gateway: Gateway):

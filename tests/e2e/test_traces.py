@@ -124,6 +124,30 @@ def test_an_uploads_trace_has_a_span_for_each_account(
     assert "secret" not in json.dumps([dict(headers) for headers in told])
 
 
+def test_what_is_sent_while_it_arrives_is_a_part_of_its_request(
+    gateway: Gateway, receiver: Receiver
+):
+    trace = "4" * 32
+    answer = gateway.api(
+        "POST",
+        "/v1/files",
+        files={"file": ("large.bin", bytes(8 * 1024 * 1024))},
+        data={"purpose": "user_data", "target_model_names": "a,b"},
+        headers={"traceparent": f"00-{trace}-{PARENT}-01"},
+    )
+    assert answer.status_code == 200, answer.text
+    wait_until(lambda: "POST /v1/files" in {span.name for span in receiver.of(trace)})
+    spans = {span.span_id: span for span in receiver.of(trace)}
+    sent = [span for span in spans.values() if span.name == "POST openai"]
+    assert len(sent) == 2
+    assert {spans[span.parent_span_id].name for span in sent} <= {"head start", "fan out to"}
+    assert not [
+        span
+        for span in list(receiver.spans)
+        if span.name == "POST openai" and not span.parent_span_id
+    ]
+
+
 def test_a_failure_is_marked_and_the_log_names_the_trace(
     gateway: Gateway, receiver: Receiver, accounts: list[Account]
 ):
