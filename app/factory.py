@@ -38,6 +38,7 @@ from app.services.file_lists import FileLists
 from app.services.files import Files
 from app.services.fine_tuning import FineTuning
 from app.services.fsck import Fsck
+from app.services.head_start import HeadStarts
 from app.services.inference import Inference
 from app.services.jobs import Jobs
 from app.services.kept import Kept
@@ -254,7 +255,15 @@ def file_services(
         leases=leases,
         meter=meter,
     )
-    files = Files(database, router, lookup, storing=storing, copies=copies, kept=kept)
+    files = Files(
+        database,
+        router,
+        lookup,
+        head_starts=HeadStarts(router, settings.fan_out_threads),
+        storing=storing,
+        copies=copies,
+        kept=kept,
+    )
     reconciler = Reconciler(
         settings, database, copies=copies, renewal=renewal, kept=kept, leases=leases
     )

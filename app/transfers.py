@@ -1,5 +1,6 @@
 """Bytes coming in and going out: Upload, Download and Reply. No Flask, no requests."""
 
+import io
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,6 +16,89 @@ class ExpiresAfter:
     seconds: int
 
 
+HELD_BYTES = 64 * 1024
+"""How much of the end of an arriving file nobody gets before it is let go."""
+STALL_SECONDS = 15.0
+"""How long somebody who reads an arriving file waits for its next bytes."""
+
+
+class GivenUpError(Exception):
+    """An arriving file will not come to its end, or not in time, for those who read it already.
+
+    No OSError: nobody may take it for a connection that broke, and try again.
+    """
+
+
+class Arriving:
+    """A file that is still being written: one writer, and readers each at its own pace.
+
+    The last HELD_BYTES of its `size` reach no reader before `let_go`: until then no upstream can
+    have the whole of it, so nothing can be stored anywhere by a request that comes to nothing.
+    """
+
+    def __init__(self, path: Path, size: int) -> None:
+        self._path = path
+        self._size = size
+        self._readable = 0
+        self._is_over = False
+        self._changed = threading.Condition()
+
+    def wrote(self, size: int) -> None:
+        """The file's first `size` bytes can be read from disk now."""
+        with self._changed:
+            if not self._is_over:
+                self._readable = max(0, min(size, self._size - HELD_BYTES))
+                self._changed.notify_all()
+
+    def let_go(self) -> None:
+        """All of it is on disk, and may be stored."""
+        with self._changed:
+            self._is_over = True
+            self._readable = self._size
+            self._changed.notify_all()
+
+    def give_up(self) -> None:
+        """Nobody gets any more of it. Once it was let go, this changes nothing."""
+        with self._changed:
+            if not self._is_over:
+                self._is_over = True
+                self._readable = -1
+                self._changed.notify_all()
+
+    def readable_from(self, start: int) -> int:
+        """How many bytes there are from `start` on; waits for the first, 0 is the file's end.
+
+        Raises GivenUpError.
+        """
+        if start >= self._size:
+            return 0
+        with self._changed:
+            came = self._changed.wait_for(
+                lambda: self._is_over or self._readable > start, STALL_SECONDS
+            )
+            if not came or self._readable < 0:
+                raise GivenUpError
+            return self._readable - start
+
+    def open(self) -> BinaryIO:
+        """A new reader at the first byte; the caller closes it."""
+        return _ArrivingReader(self, self._path)
+
+
+class _ArrivingReader(io.FileIO):
+    """A file's reader that waits at what is its end for now."""
+
+    def __init__(self, arriving: Arriving, path: Path) -> None:
+        super().__init__(path, "rb")
+        self._arriving = arriving
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """At most `size` bytes, as many as there are. Raises GivenUpError."""
+        if size is None or size < 0:
+            return b"".join(iter(lambda: self.read(1024 * 1024), b""))
+        return super().read(min(size, self._arriving.readable_from(self.tell())))
+
+
 @dataclass(frozen=True)
 class Upload:
     """One complete file on the gateway's own disk, ready to be sent any number of times.
@@ -26,6 +110,8 @@ class Upload:
     byte is sent, so that a provider which lets us choose names can be asked what became of it;
     empty when nobody asks. `model` is the upstream model that a batch file's rows are for.
     `original` is what the caller sent, when this is what an upstream wants instead of it.
+
+    One that is still `arriving` has the size that was announced, and no `sha256` yet.
     """
 
     path: Path
@@ -38,10 +124,11 @@ class Upload:
     key: str = ""
     model: str = ""
     original: "Upload | None" = None
+    arriving: Arriving | None = None
 
     def open(self) -> BinaryIO:
         """A new reader at the first byte; the caller closes it."""
-        return self.path.open("rb")
+        return self.arriving.open() if self.arriving else self.path.open("rb")
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """/files: upload, list, retrieve, content, delete."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any
 from urllib.parse import quote
 
@@ -10,13 +11,14 @@ from flask import Blueprint, Response, request
 from app.api import body, hangup, once, target
 from app.api.auth import Guard, guard
 from app.api.context import caller, note, services
-from app.api.form import least_file_bytes, spooled_form
+from app.api.form import Form, SpooledFile, least_file_bytes, spooled_form
 from app.api.schemas import FileListQuery, UploadFields, expires_after, load, single_values
-from app.errors import InvalidRequest, UpstreamError
+from app.errors import GatewayError, InvalidRequest, UpstreamError
 from app.objects import FileDeleted, FileObject, Page
 from app.services.files import Content
+from app.services.head_start import HeadStart
 from app.services.router import Hints, Way
-from app.transfers import Cancellation, Upload
+from app.transfers import Arriving, Cancellation, Upload
 
 blueprint = Blueprint("files", __name__)
 
@@ -32,41 +34,78 @@ def create(**_: str) -> FileObject:
     limit = settings.max_file_size_mb * MB
     # What cannot have room is not read.
     services().meter.require_room(caller(), least_file_bytes())
-    with spooled_form(spool, file_field="file", max_file_bytes=limit) as form:
-        given: dict[str, Any] = dict(form.fields)
-        way = services().router.way(target.hints(given).selector(), caller())
-        purpose = form.text("purpose")
-        fields = load(UploadFields(), {} if purpose is None else {"purpose": purpose})
-        expiry = expires_after(form.fields)
-        spooled = form.file
-        if spooled is None:
-            raise InvalidRequest("the form has no part named 'file'", param="file")
-        if spooled.size == 0:
-            raise InvalidRequest("the file is empty", param="file")
-        upload = Upload(
-            path=spooled.path,
-            filename=spooled.filename,
-            mime_type=spooled.mime_type,
-            purpose=fields["purpose"],
-            size=spooled.size,
-            sha256=spooled.sha256,
-            expires_after=expiry,
-        )
-        note(bytes_in=spooled.size, deployment=",".join(r.deployment.id for r in way.routes))
-        return _stored_once(upload, way, given)
+    begun = _Begun()
+    with (
+        begun.until_the_end(),
+        spooled_form(spool, file_field="file", max_file_bytes=limit, announce=begun.begin) as form,
+    ):
+        upload, way = _asked(form, form.file)
+        note(bytes_in=upload.size, deployment=",".join(r.deployment.id for r in way.routes))
+        return _stored_once(upload, way, form.fields, begun.head_start)
 
 
-def _stored_once(upload: Upload, way: Way, fields: dict[str, Any]) -> FileObject:
+def _asked(form: Form, spooled: SpooledFile | None) -> tuple[Upload, Way]:
+    """What the form asks for: what is to be stored, and where."""
+    way = services().router.way(target.hints(dict(form.fields)).selector(), caller())
+    purpose = form.text("purpose")
+    fields = load(UploadFields(), {} if purpose is None else {"purpose": purpose})
+    expiry = expires_after(form.fields)
+    if spooled is None:
+        raise InvalidRequest("the form has no part named 'file'", param="file")
+    if spooled.size == 0:
+        raise InvalidRequest("the file is empty", param="file")
+    upload = Upload(
+        path=spooled.path,
+        filename=spooled.filename,
+        mime_type=spooled.mime_type,
+        purpose=fields["purpose"],
+        size=spooled.size,
+        sha256=spooled.sha256,
+        expires_after=expiry,
+    )
+    return upload, way
+
+
+class _Begun:
+    """The head start of this request's file, if it gets one."""
+
+    head_start: HeadStart | None = None
+
+    def begin(self, form: Form, spooled: SpooledFile) -> Arriving | None:
+        """Send what arrives to where the fields so far say. What they lack is told at the end."""
+        if _is_repeated():
+            return None
+        with suppress(GatewayError):
+            upload, way = _asked(form, spooled)
+            self.head_start = services().files.begin(upload, way)
+        return self.head_start.arriving if self.head_start else None
+
+    @contextmanager
+    def until_the_end(self) -> Iterator[None]:
+        """Whatever becomes of the request, nobody waits for the rest of a file that is no more."""
+        try:
+            yield
+        finally:
+            if self.head_start is not None:
+                self.head_start.give_up()
+
+
+def _is_repeated() -> bool:
+    return request.headers.get("x-stainless-retry-count", "0") != "0"
+
+
+def _stored_once(
+    upload: Upload, way: Way, fields: Mapping[str, Any], head_start: HeadStart | None
+) -> FileObject:
     """The file, or that of the same request when it was sent before."""
     files = services().files
-    is_repeated = request.headers.get("x-stainless-retry-count", "0") != "0"
-    if is_repeated and once.HEADER not in request.headers:
+    if _is_repeated() and once.HEADER not in request.headers:
         found = services().repeats.first(caller(), upload, way)
         if found is not None:
             return found
 
     def make(file_uuid: str) -> FileObject:
-        return files.create(caller(), upload, way, file_uuid)
+        return files.create(caller(), upload, way, file_uuid, head_start)
 
     def made(file_uuid: str) -> FileObject | None:
         return files.made(file_uuid)

@@ -1,25 +1,28 @@
 """A multipart form read as it arrives: fields in memory, the one file to the spool."""
 
-import hashlib
 import mimetypes
 import os
 import re
 import tempfile
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from flask import request
-from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge
-from werkzeug.sansio.multipart import Data, Epilogue, Field, File, MultipartDecoder, NeedData
+from multipart import MultipartSegment, ParserLimitReached, PushMultipartParser
+from werkzeug.exceptions import ClientDisconnected
 
+from app.digest import Digest
 from app.errors import NO_SPACE, InvalidRequest, StorageFull, TooLarge
+from app.transfers import HELD_BYTES, Arriving
 
-READ_BYTES = 64 * 1024
-"""Werkzeug's decoder slows down by four with pieces of 1 MB."""
+READ_BYTES = 256 * 1024
+"""The most that is taken from the connection at a time."""
+FLUSH_BYTES = 256 * 1024
+"""What is written to disk at a time; who reads along gets it then."""
 MAX_FIELDS_BYTES = 1024 * 1024
 MAX_PARTS = 200
 MAX_FILENAME = 500
@@ -52,7 +55,11 @@ _STEERING = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2
 
 @dataclass(frozen=True)
 class SpooledFile:
-    """The uploaded file on our disk, with what its part said. `size` is in bytes."""
+    """The uploaded file on our disk, with what its part said.
+
+    `size` is in bytes; of one that still arrives it is what Content-Length makes likely, and there
+    is no `sha256`.
+    """
 
     path: Path
     filename: str
@@ -76,14 +83,27 @@ class Form:
         return values[0] if values else None
 
 
+Announce = Callable[[Form, SpooledFile], Arriving | None]
+"""Is told of a file whose first bytes are on disk, with the fields before it; says who reads on."""
+
+
+def nobody(_form: Form, _spooled: SpooledFile) -> None:
+    """Nobody reads along."""
+
+
 def least_file_bytes() -> int:
     """How large the form's file is at least, by what the request says of its length."""
     return max(0, (request.content_length or 0) - _FORM_OVERHEAD_BYTES)
 
 
 @contextmanager
-def spooled_form(spool: Path, *, file_field: str, max_file_bytes: int) -> Iterator[Form]:
+def spooled_form(
+    spool: Path, *, file_field: str, max_file_bytes: int, announce: Announce = nobody
+) -> Iterator[Form]:
     """The request's form; its file is removed from the spool at the end.
+
+    A file that is worth it is announced while it arrives, if its length can be told: it is then
+    taken for the form's last part.
 
     Raises InvalidRequest for a body that is no whole multipart form, TooLarge for a file over
     the limit (before the body is read when Content-Length tells), StorageFull.
@@ -91,15 +111,14 @@ def spooled_form(spool: Path, *, file_field: str, max_file_bytes: int) -> Iterat
     declared = request.content_length
     if declared is not None and declared > max_file_bytes + _FORM_OVERHEAD_BYTES:
         raise _too_large(file_field, max_file_bytes, declared)
-    decoder = _decoder(file_field)
-    reader = _Reader(decoder, spool, file_field, max_file_bytes)
+    reader = _Reader(_boundary(file_field), spool, file_field, max_file_bytes, announce)
     try:
         yield reader.read()
     finally:
         reader.discard()
 
 
-def _decoder(file_field: str) -> MultipartDecoder:
+def _boundary(file_field: str) -> bytes:
     # The parser's work grows with the square of such a header.
     is_sane = len(request.headers.get("Content-Type", "")) <= MAX_CONTENT_TYPE
     boundary = request.mimetype_params.get("boundary", "") if is_sane else ""
@@ -107,19 +126,25 @@ def _decoder(file_field: str) -> MultipartDecoder:
         raise InvalidRequest(
             f"send the {file_field} as multipart/form-data with a boundary", param=file_field
         )
-    return MultipartDecoder(
-        boundary.encode("latin-1", "replace"), MAX_FIELDS_BYTES, max_parts=MAX_PARTS
-    )
+    return boundary.encode("latin-1", "replace")
 
 
 class _Reader:
     def __init__(
-        self, decoder: MultipartDecoder, spool: Path, file_field: str, max_file_bytes: int
+        self,
+        boundary: bytes,
+        spool: Path,
+        file_field: str,
+        max_file_bytes: int,
+        announce: Announce,
     ) -> None:
-        self._decoder = decoder
+        self._boundary = boundary
+        self._parser = PushMultipartParser(boundary, max_segment_count=MAX_PARTS)
         self._spool = spool
         self._file_field = file_field
         self._max = max_file_bytes
+        self._announce = announce
+        self._received = 0
         self._form = Form()
         self._fields_bytes = 0
         self._path: Path | None = None
@@ -130,11 +155,11 @@ class _Reader:
             for part, data in self._parts():
                 if not part.name:
                     raise ValueError("a part without a name")  # noqa: TRY301  # broken form
-                if isinstance(part, File) and part.name == self._file_field:
+                if part.filename is not None and part.name == self._file_field:
                     if self._form.file is not None:
                         raise InvalidRequest("send one file at a time", param=self._file_field)
                     self._form.file = self._spooled(part, data)
-                elif isinstance(part, File):
+                elif part.filename is not None:
                     raise InvalidRequest(
                         f"unexpected file part {part.name!r}; the file's part is "
                         f"{self._file_field!r}",
@@ -142,7 +167,7 @@ class _Reader:
                     )
                 else:
                     self._form.fields.setdefault(part.name, []).append(self._text(part, data))
-        except RequestEntityTooLarge as error:
+        except ParserLimitReached as error:
             raise TooLarge(
                 f"a form may have {MAX_PARTS} parts and {MAX_FIELDS_BYTES} bytes of fields"
             ) from error
@@ -156,36 +181,33 @@ class _Reader:
             with suppress(FileNotFoundError):
                 self._path.unlink()
 
-    def _parts(self) -> Iterator[tuple[Field | File, Iterator[bytes]]]:
+    def _parts(self) -> Iterator[tuple[MultipartSegment, Iterator[bytes]]]:
         events = self._events()
         for event in events:
-            if isinstance(event, Field | File):
+            if isinstance(event, MultipartSegment):
                 yield event, _data(events)
 
-    def _events(self) -> Iterator[Field | File | Data]:
-        stream = request.stream
+    def _events(self) -> Iterator[MultipartSegment | bytes | None]:
+        read = request.stream.read
+        outside = 0
         while True:
-            event = self._decoder.next_event()
-            if isinstance(event, Epilogue):
+            try:
+                piece = read(READ_BYTES)
+            except OSError as error:
+                raise ClientDisconnected from error
+            if not piece:
+                # Refuses what is not whole.
+                self._parser.close()  # type: ignore[no-untyped-call]  # the library has no types
                 return
-            if isinstance(event, NeedData):
-                try:
-                    piece = stream.read(READ_BYTES)
-                    if self._ends_within_the_last_boundary(piece):
-                        piece += stream.read(1)
-                except OSError as error:
-                    raise ClientDisconnected from error
-                # None, once the body is at its end: the decoder then refuses what is not whole.
-                self._decoder.receive_data(piece or None)
-            elif isinstance(event, Field | File | Data):
+            self._received += len(piece)
+            outside += len(piece)
+            for event in self._parser.parse(piece):
+                outside = 0
                 yield event
+            if outside > MAX_FIELDS_BYTES:
+                raise TooLarge(f"there are more than {MAX_FIELDS_BYTES} bytes outside of any part")
 
-    def _ends_within_the_last_boundary(self, piece: bytes) -> bool:
-        # Without the last dash Werkzeug 3.1.9 takes the line end before the boundary for content.
-        cut = b"--" + self._decoder.boundary + b"-"
-        return (bytes(self._decoder.buffer[-len(cut) :]) + piece).endswith(cut)
-
-    def _text(self, part: Field, data: Iterator[bytes]) -> str:
+    def _text(self, part: MultipartSegment, data: Iterator[bytes]) -> str:
         pieces = []
         for piece in data:
             self._fields_bytes += len(piece)
@@ -200,9 +222,11 @@ class _Reader:
             raise InvalidRequest(f"{part.name} holds a null byte", param=part.name)
         return text
 
-    def _spooled(self, part: File, data: Iterator[bytes]) -> SpooledFile:
-        digest = hashlib.sha256()
-        size = 0
+    def _spooled(self, part: MultipartSegment, data: Iterator[bytes]) -> SpooledFile:
+        digest = Digest()
+        size = shown = 0
+        is_announced = False
+        arriving: Arriving | None = None
         try:
             with self._open() as out:
                 for piece in data:
@@ -212,29 +236,54 @@ class _Reader:
                         raise _too_large(self._file_field, self._max, declared or size)
                     digest.update(piece)
                     out.write(piece)
+                    if size - shown < FLUSH_BYTES:
+                        continue
+                    shown = size
+                    if not is_announced:
+                        is_announced = True
+                        arriving = self._announced(part, size)
+                    if arriving is not None:
+                        out.flush()
+                        arriving.wrote(size)
         except OSError as error:
             if error.errno in NO_SPACE:
                 raise StorageFull from error
             raise
+        return self._spooled_as(part, size, digest.hexdigest())
+
+    def _spooled_as(self, part: MultipartSegment, size: int, sha256: str = "") -> SpooledFile:
         name = clean_filename(part.filename)
         assert self._path is not None  # noqa: S101  # _open has set it
-        kind = mime_type(part.headers.get("content-type", ""), name)
-        return SpooledFile(self._path, name, kind, size, digest.hexdigest())
+        kind = mime_type(part.header("Content-Type", ""), name)
+        return SpooledFile(self._path, name, kind, size, sha256)
+
+    def _announced(self, part: MultipartSegment, came: int) -> Arriving | None:
+        """Who reads the file along, of which so many bytes came; its size is that of a last part.
+
+        Now and then the parser holds back what may be a boundary: the size is then wrong, which
+        is seen at the end.
+        """
+        declared = request.content_length
+        if declared is None:
+            return None
+        end = declared - len(b"\r\n--" + self._boundary + b"--\r\n")
+        size = end - (self._received - came)
+        if not came + HELD_BYTES < size <= self._max:
+            return None
+        return self._announce(self._form, self._spooled_as(part, size))
 
     def _open(self) -> BinaryIO:
         self._spool.mkdir(parents=True, exist_ok=True, mode=0o700)
         handle, path = tempfile.mkstemp(prefix="upload-", dir=self._spool)
         self._path = Path(path)
-        return os.fdopen(handle, "wb", buffering=1024 * 1024)
+        return os.fdopen(handle, "wb", buffering=FLUSH_BYTES)
 
 
-def _data(events: Iterator[Field | File | Data]) -> Iterator[bytes]:
+def _data(events: Iterator[MultipartSegment | bytes | None]) -> Iterator[bytes]:
     for event in events:
-        if not isinstance(event, Data):
-            raise ValueError("a part began inside another")  # noqa: TRY004  # broken form
-        yield event.data
-        if not event.more_data:
+        if not isinstance(event, bytes):
             return
+        yield event
 
 
 def clean_filename(name: str | None) -> str:

@@ -2,7 +2,7 @@
 
 import datetime as dt
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from functools import partial
 
@@ -76,14 +76,23 @@ class Copies:
 
     # Send
 
-    def send(self, copy_id: str, provider: Provider, upload: Upload) -> StoredFile:
+    def send(
+        self,
+        copy_id: str,
+        provider: Provider,
+        upload: Upload,
+        under_way: Callable[[], StoredFile] | None = None,
+    ) -> StoredFile:
         """Store a copy whose intent is committed, and commit what the upstream calls it.
 
-        Raises Conflict, with the copy taken back, when the intent is no longer there: somebody
-        took this process for dead.
+        `under_way` waits for the end of it where it was begun before. Raises Conflict, with the
+        copy taken back, when the intent is no longer there: somebody took this process for dead.
         """
-        with self._router.counted(provider.deployment.id):
-            stored = provider.upload(upload)
+        if under_way is not None:
+            stored = under_way()
+        else:
+            with self._router.counted(provider.deployment.id):
+                stored = provider.upload(upload)
         faults.point("copy stored upstream")
         try:
             with self._database.write() as session:
@@ -134,7 +143,8 @@ class Copies:
             filename=file.filename,
             purpose=file.purpose,
             size=work_rows.sent_bytes(copy, file),
-            begun_at=int(file.created_at.timestamp()),
+            # A copy may have been on its way before the file was complete.
+            begun_at=int(min(file.created_at, copy.created_at).timestamp()),
             ended_by=int(copy.updated_at.timestamp()),
         )
         found = list(provider.attempted(attempt))

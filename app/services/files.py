@@ -36,6 +36,7 @@ from app.services.file_objects import (
     status_of,
     stored_object,
 )
+from app.services.head_start import HeadStart, HeadStarts
 from app.services.kept import Kept
 from app.services.lookup import Held, Lookup, Unrecorded
 from app.services.renewal import expired
@@ -68,6 +69,7 @@ class Files:
         router: Router,
         lookup: Lookup,
         *,
+        head_starts: HeadStarts,
         storing: Storing,
         copies: Copies,
         kept: Kept,
@@ -75,17 +77,27 @@ class Files:
         self._database = database
         self._router = router
         self._lookup = lookup
+        self._head_starts = head_starts
         self._storing = storing
         self._copies = copies
         self._kept = kept
 
     # Upload
 
+    def begin(self, upload: Upload, way: Way) -> HeadStart | None:
+        """Begin to send an upload that still arrives; see HeadStarts."""
+        return self._head_starts.begin(upload, way)
+
     def create(
-        self, caller: Caller, upload: Upload, way: Way, file_uuid: str | None = None
+        self,
+        caller: Caller,
+        upload: Upload,
+        way: Way,
+        file_uuid: str | None = None,
+        head_start: HeadStart | None = None,
     ) -> FileObject:
         """Store the upload and answer with it; see Storing."""
-        return self._storing.create(caller, upload, way, file_uuid)
+        return self._storing.create(caller, upload, way, file_uuid, head_start)
 
     def made(self, file_uuid: str) -> FileObject | None:
         """The file that was made under a row id, None when there is none that anybody may see."""

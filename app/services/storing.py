@@ -31,6 +31,7 @@ from app.services.callers import Caller
 from app.services.copies import Copies, is_certain, pause
 from app.services.fan_out import FanOut
 from app.services.file_objects import copy_facts, file_object, last_expiry, status_of
+from app.services.head_start import HeadStart
 from app.services.kept import Kept
 from app.services.leases import Leases
 from app.services.metering import Meter
@@ -71,15 +72,24 @@ class Storing:
         self._meter = meter
 
     def create(
-        self, caller: Caller, upload: Upload, way: Way, file_uuid: str | None = None
+        self,
+        caller: Caller,
+        upload: Upload,
+        way: Way,
+        file_uuid: str | None = None,
+        head_start: HeadStart | None = None,
     ) -> FileObject:
         """Store the upload at every route of the way (by one account: at one) and answer with it.
 
-        Its row gets the id `file_uuid`, where somebody has to know it beforehand. Raises the
+        Its row gets the id `file_uuid`, where somebody has to know it beforehand; a `head_start`
+        counts if it is that of this upload. Raises the
         upstream's error, naming the model, when some model ends with no copy; what was stored is
         taken back first.
         """
-        task = _Task(caller, upload, way, file_uuid or ids.new_uuid())
+        if head_start is not None and not head_start.is_of(upload, way):
+            head_start.give_up()
+            head_start = None
+        task = _Task(caller, upload, way, file_uuid or ids.new_uuid(), head_start)
         if upload.purpose != "batch":
             return self._create(task)
         self._batch_files.check(caller, upload, way)
@@ -91,6 +101,7 @@ class Storing:
         if way.kind == "unified":
             return self._store(task, way.routes)
         routes = self._router.order(way.routes, lambda route: route.deployment.id)
+        routes.sort(key=task.has_no_head_start)
         for route in routes[:-1]:
             try:
                 return self._store(task, (route,))
@@ -104,6 +115,8 @@ class Storing:
         file, planned = self._intend(task, routes)
         faults.point("intent committed")
         with self._leases.held([copy.id for copy, _ in planned]):
+            if task.head_start is not None:
+                task.head_start.let_go()
             return self._sent(task, file, planned)
 
     def _sent(self, task: "_Task", file: File, planned: Sequence[tuple[Copy, Route]]) -> FileObject:
@@ -113,7 +126,13 @@ class Storing:
         }
         outcomes = self._fan_out.run(
             {
-                copy.id: partial(self._copies.send, copy.id, route.provider, sent[copy.id])
+                copy.id: partial(
+                    self._copies.send,
+                    copy.id,
+                    route.provider,
+                    sent[copy.id],
+                    task.head_start.outcome_of(route) if task.head_start else None,
+                )
                 for copy, route in planned
             }
         )
@@ -191,7 +210,7 @@ class Storing:
                     provider=route.deployment.provider,
                     deployment_file_id=None,
                     upstream_model=task.rendition(route).model or route.upstream_model or None,
-                    upload_key=secrets.token_hex(16),
+                    upload_key=task.key_of(route),
                     sent_bytes=task.rendition(route).size,
                     first_file_id=None,
                     state="intended",
@@ -200,7 +219,7 @@ class Storing:
                     expires_at=None,
                     next_look_at=lease,
                     lease_until=lease,
-                    created_at=moment,
+                    created_at=task.head_start.begun_at if task.head_start else moment,
                     updated_at=moment,
                 ),
                 route,
@@ -281,11 +300,21 @@ class _Task:
     upload: Upload
     way: Way
     file_uuid: str
+    head_start: HeadStart | None = None
     renditions: Mapping[str, Upload] = field(default_factory=dict)
 
     def rendition(self, route: Route) -> Upload:
         """What this route's upstream gets."""
         return self.renditions.get(route.deployment.id, self.upload)
+
+    def key_of(self, route: Route) -> str:
+        """The key of the attempt at this route's deployment."""
+        begun = self.head_start.key_of(route) if self.head_start else None
+        return begun or secrets.token_hex(16)
+
+    def has_no_head_start(self, route: Route) -> bool:
+        """False sorts first: where the file is on its way already."""
+        return self.head_start is None or self.head_start.key_of(route) is None
 
 
 def _named(error: GatewayError, model_name: str | None) -> GatewayError:
