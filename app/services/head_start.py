@@ -13,6 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 
+from app import faults
 from app.db.tables import now
 from app.errors import GatewayError
 from app.providers.protocol import StoredFile
@@ -102,6 +103,7 @@ class HeadStarts:
             sending = self._pool.submit(self._send, route, replace(upload, key=key))
             sending.add_done_callback(self._give_back)
             begun.add(route, key, sending)
+        faults.point("head start begun")
         return begun
 
     def _send(self, route: Route, upload: Upload) -> StoredFile:

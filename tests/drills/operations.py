@@ -17,6 +17,9 @@ EVERYWHERE = "a, b, c"
 ROW = {"custom_id": "r", "method": "POST", "url": "/v1/chat/completions"}
 TRAINING = json.dumps({"messages": [{"role": "user", "content": "?"}]}).encode() + b"\n"
 
+LARGE = 1024 * 1024
+"""Enough for a file to be sent on before it is complete; in bytes."""
+
 
 @dataclass(frozen=True)
 class Operation:
@@ -65,6 +68,10 @@ def _failing(account: str, step: Step, **action: Any) -> Step:
         world.accounts[account].fail(times=1, **action)
 
     return prepare
+
+
+def _large(_client: Any, world: World) -> None:
+    world.content *= LARGE // len(world.content)
 
 
 def _nothing(_client: Any, _world: World) -> None:
@@ -169,6 +176,7 @@ def _expired(client: Any, world: World) -> None:
 
 OPERATIONS = (
     Operation("upload to four deployments", _upload(target_model_names=EVERYWHERE)),
+    Operation("upload sent on while it arrives", _upload(target_model_names="a, b"), _large),
     Operation("upload to one account", _upload(model="a"), accounts=("a1", "a2")),
     Operation(
         "upload by the provider way", _upload(custom_llm_provider="openai"), accounts=("a1",)
