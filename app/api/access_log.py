@@ -7,7 +7,7 @@ from typing import Any
 
 from flask import Flask, Response, g, request
 
-from app.api import context
+from app.api import accel, context
 
 log = logging.getLogger("manifold.request")
 _PREFIX = 12
@@ -59,7 +59,7 @@ class _Counted:
             self.is_cut_off = True
             response.response = self._through(response.response)
         else:
-            self.size = response.content_length or 0
+            self.size = accel.size_of(response) or 0
 
     def _through(self, chunks: Any) -> Iterator[bytes]:
         for chunk in chunks:

@@ -289,6 +289,7 @@ IN_WORDS = {
     "task_queue_url": "SQLite in `data_dir`",
     "default_target_model_names": "none",
     "previous_master_keys": "none",
+    "accel_redirect": "none",
 }
 
 
