@@ -57,6 +57,7 @@ MEANINGS: Mapping[str, Mapping[str, str]] = {
         "task_queue_url": "`redis://` or `postgresql://`, when workers run on several machines; "
         "else a SQLite file in `data_dir`",
         "audit_retention_days": "how long the audit trail keeps a row",
+        "accel_redirect": "where nginx finds what lies on this disk, to send it by itself",
         "database_pool_size": "most connections of one process",
     },
     "router_settings": {

@@ -103,6 +103,11 @@ def _long_enough(value: str) -> None:
         raise ValidationError("must have 16 characters or more")
 
 
+def _internal_address(value: str) -> None:
+    if not re.fullmatch(r"(/[A-Za-z0-9_-]+)+/", value):
+        raise ValidationError("must begin and end with '/', such as /_manifold/")
+
+
 def _writable_in_an_id(value: str) -> None:
     """Ids are `...;key,value` texts, and clients send names with commas between."""
     if re.search(r"[;,\x00-\x1f\x7f]", value):
@@ -244,6 +249,7 @@ class GeneralSettings(Section):
     task_queue_url = Text(validate=_queue_url)
     audit_retention_days = Number(validate=_at_least(1))
     database_pool_size = Whole(validate=_at_least(1))
+    accel_redirect = Text(validate=_internal_address)
 
 
 class RouterSettings(Section):

@@ -1,9 +1,9 @@
 """SHA-256 of what comes in, beside the work on it."""
 
-import functools
 import hashlib
-import os
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+
+from app.concurrency import threads
 
 _WORTH_BYTES = 64 * 1024
 """Less is hashed in the time that handing it over takes."""
@@ -25,7 +25,7 @@ class Digest:
         if len(piece) < _WORTH_BYTES:
             self._sha256.update(piece)
         else:
-            self._under_way = _threads().submit(self._sha256.update, piece)
+            self._under_way = threads().submit(self._sha256.update, piece)
 
     def hexdigest(self) -> str:
         """The hash of everything so far, in hex."""
@@ -36,8 +36,3 @@ class Digest:
         if self._under_way is not None:
             self._under_way.result()
             self._under_way = None
-
-
-@functools.cache
-def _threads() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="digest")

@@ -114,6 +114,7 @@ class Settings:
     task_queue_url: str | None = field(default=None, repr=False)
     audit_retention_days: float = 365.0
     database_pool_size: int = 16
+    accel_redirect: str | None = None
     routing_strategy: Literal["simple-shuffle", "least-busy"] = "simple-shuffle"
     cooldown_seconds: float = 5.0
     warnings: tuple[str, ...] = ()

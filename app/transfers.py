@@ -152,6 +152,7 @@ class Download:
 
     `length` is the number of bytes that `chunks` gives, or None when the holder does not say.
     `content_range` is the value of a Content-Range header when the answer is a part (206).
+    `path` is where the whole file lies, when that is on this disk and byte for byte the same.
     Whoever takes a Download calls `close`, read to the end or not.
     """
 
@@ -159,6 +160,7 @@ class Download:
     length: int | None
     content_range: str | None = None
     close: Callable[[], None] = nothing
+    path: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -93,19 +93,25 @@ def read(connection: socket.socket) -> tuple[int, http.client.HTTPMessage, bytes
         return response.status, response.headers, response.read()
 
 
+@pytest.fixture(scope="module", params=["gthread", "gevent"])
+def kind(request: pytest.FixtureRequest) -> str:
+    """The class of the workers: what a client sees must not tell which one it is."""
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    server = Server(tmp_path_factory.mktemp("serving"))
+def server(tmp_path_factory: pytest.TempPathFactory, kind: str) -> Iterator[Server]:
+    server = Server(tmp_path_factory.mktemp("serving"), "-k", kind)
     yield server
     assert server.stop() == 0, server.log()
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., Server]]:
+def start(tmp_path: Path, kind: str) -> Iterator[Callable[..., Server]]:
     servers = []
 
     def start(*options: str, **more: str) -> Server:
-        servers.append(Server(tmp_path, *options, **more))
+        servers.append(Server(tmp_path, "-k", kind, *options, **more))
         return servers[-1]
 
     yield start
@@ -248,10 +254,7 @@ def impatient(start: Callable[..., Server], tmp_path: Path) -> Server:
     """A server with short limits and one thread."""
     settings = tmp_path / "impatient.py"
     settings.write_text(
-        "from app import serving\n"
-        "from app.serving import *\n"
-        "serving.HEAD_SECONDS = 0.5\n"
-        "serving.IDLE_SECONDS = 1\n"
+        "from app.serving import *\nlimits.HEAD_SECONDS = 0.5\nlimits.IDLE_SECONDS = 1\n"
     )
     return start("--threads", "1", settings=str(settings))
 

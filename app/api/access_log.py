@@ -8,7 +8,7 @@ from typing import Any
 from flask import Flask, Response, g, request
 
 from app import signals
-from app.api import context
+from app.api import accel, context
 from app.services.callers import Caller
 from app.signals import Answered, Request
 
@@ -93,7 +93,7 @@ class _Counted:
             self.is_cut_off = True
             response.response = self._through(response.response)
         else:
-            self.size = response.content_length or 0
+            self.size = accel.size_of(response) or 0
 
     def _through(self, chunks: Any) -> Iterator[bytes]:
         for chunk in chunks:

@@ -6,7 +6,7 @@ from typing import Any
 
 from flask import Flask, Response, current_app, g, request
 
-from app.api import batches, context, files, fine_tuning, keys, uploads, users
+from app.api import accel, batches, context, files, fine_tuning, keys, uploads, users
 from app.errors import GatewayError
 
 _log = logging.getLogger("manifold")
@@ -63,9 +63,8 @@ def _note(response: Response, actions: Mapping[Callable[..., Any], str]) -> Resp
         trail = context.services().trail
         target = next((named[name] for name in _IDS if isinstance(named.get(name), str)), None)
         if action == _DOWNLOAD and not is_refused:
-            trail.jot(
-                caller, action, target, status=response.status_code, size=response.content_length
-            )
+            size = accel.size_of(response)
+            trail.jot(caller, action, target, status=response.status_code, size=size)
         else:
             trail.write(
                 caller,

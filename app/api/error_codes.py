@@ -262,8 +262,8 @@ ERRORS: tuple[ErrorCode, ...] = (
         403,
         "permission_error",
         "another site has sent this",
-        "The console was sent a form or a call that is not its own page's, or one of before the last "
-        "sign-in.",
+        "The console was sent a form or a call that is not its own page's, or one of before "
+        "the last sign-in.",
         "Load the page again.",
     ),
     ErrorCode(

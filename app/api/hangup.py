@@ -13,17 +13,20 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 
+from app import concurrency
 from app.errors import GatewayError
 from app.transfers import Cancellation, nothing
 
 log = logging.getLogger("manifold")
 
 _HANG_UP = getattr(select, "EPOLLRDHUP", 0) | getattr(select, "EPOLLHUP", 0)
+_epoll = concurrency.kernels(select, "epoll")
+_poll = concurrency.kernels(select, "poll")
 
 
 class _Watcher:
     def __init__(self) -> None:
-        self._poll = select.epoll()
+        self._poll = _epoll()
         self._lock = threading.Lock()
         self._watched: dict[int, Callable[[], None]] = {}
         threading.Thread(target=self._run, name="hangup", daemon=True).start()
@@ -51,8 +54,12 @@ class _Watcher:
         return remove
 
     def _run(self) -> None:
+        # Asked like this, and not by a wait of its own, a greenlet lets the others go on.
+        news = select.poll()
+        news.register(self._poll.fileno(), select.POLLIN)
         while True:
-            for number, _ in self._poll.poll():
+            news.poll()
+            for number, _ in self._poll.poll(0):
                 with self._lock:
                     gone = self._watched.get(number)
                     # Called inside the lock: after `remove` has returned nothing is called. The
@@ -65,7 +72,7 @@ class _Watcher:
 
 
 def _has_hung_up(number: int) -> bool:
-    look = select.poll()
+    look = _poll()
     look.register(number, select.POLLRDHUP)
     return bool(look.poll(0))
 
@@ -77,7 +84,7 @@ _start = threading.Lock()
 def watch(sock: socket.socket | None, gone: Callable[[], None]) -> Callable[[], None]:
     """Call `gone` from another thread when the client hangs up; returns what ends the watch."""
     global _watcher  # noqa: PLW0603  # one per process, made by the first request after the fork
-    if sock is None or not hasattr(select, "epoll"):
+    if sock is None or _epoll is None:
         return nothing
     with _start:
         if _watcher is None:

@@ -23,6 +23,11 @@ _HOME = Path(app.__file__).parent.parent
     type=click.IntRange(1),
     help="Requests and streams that one process serves at a time.  [default: 64]",
 )
+@click.option(
+    "--worker-class",
+    type=click.Choice(["gthread", "gevent"]),
+    help="Threads, or greenlets for thousands of streams.  [default: gthread]",
+)
 @click.option("--no-worker", is_flag=True, help="Do not run the background worker beside gunicorn.")
 @options.explaining
 def serve(
@@ -32,6 +37,7 @@ def serve(
     port: int,
     workers: int | None,
     threads: int | None,
+    worker_class: str | None,
     no_worker: bool,
 ) -> None:
     """Serve the API.
@@ -58,6 +64,8 @@ def serve(
         command += ["--workers", str(workers)]
     if threads is not None:
         command += ["--threads", str(threads)]
+    if worker_class is not None:
+        command += ["--worker-class", worker_class]
     command.append("wsgi:app")
     if no_worker:
         # In place of this process, so that signals reach gunicorn and its exit status is ours.

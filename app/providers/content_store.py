@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from app.concurrency import aside
 from app.errors import NO_SPACE, StorageFull, UpstreamError
 from app.transfers import Upload
 
@@ -51,7 +52,7 @@ class ContentStore:
             _make_folder(entry.parent)
             try:
                 if not _share(blob, entry, upload.size):
-                    self._write(upload, blob, entry)
+                    aside(lambda: self._write(upload, blob, entry))
                 _sync_folder(entry.parent)
             except BaseException:
                 self._unlink(entry, upload.sha256)

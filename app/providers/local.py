@@ -196,6 +196,7 @@ class Local(Provider):
             length=length,
             content_range=part.content_range if part else None,
             close=reader.close,
+            path=self._content_path(entry.id),
         )
 
     def delete(self, file_id: str) -> None:

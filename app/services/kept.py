@@ -69,6 +69,7 @@ class Kept:
             length=length,
             content_range=part.content_range if part else None,
             close=reader.close,
+            path=upload.path,
         )
 
     def _chunks(self, reader: BinaryIO, start: int, length: int) -> Iterator[bytes]:

@@ -25,7 +25,7 @@ LOOKING = {
     "GET /files", "GET /files/<file_id>", "GET /batches", "GET /batches/<batch_id>",
     "GET /fine_tuning/jobs", "GET /fine_tuning/jobs/<job_id>", "GET /models",
     "GET /fine_tuning/jobs/<job_id>/<any(events, checkpoints):what>",
-    "GET /models/<path:model>", "GET /model/info", "GET /model_group/info",
+    "GET /models/<path:model>", "GET /model/info", "GET /model_group/info", "GET /metrics",
 }  # fmt: skip
 WITHOUT = {
     "POST /uploads", "POST /uploads/<upload_id>/parts", "POST /uploads/<upload_id>/cancel",

@@ -244,7 +244,7 @@ def test_the_key_is_checked_before_the_body_is_read():
 
 def test_a_database_that_is_away_is_503(root, access):
     class Away:
-        def read(self):
+        def ask(self):
             raise DatabaseUnavailable
 
     access._database = Away()

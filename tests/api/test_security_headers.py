@@ -2,9 +2,9 @@
 
 import pytest
 
-from app import serving
 from app.api.auth import OPEN_ROUTES
 from app.api.security_headers import HEADERS
+from app.server.refusals import HARDENING
 
 CONTENT_POLICY = "sandbox; default-src 'none'"
 
@@ -80,5 +80,5 @@ def test_a_stream_is_not_stored_either(alice):
 
 
 def test_what_never_reaches_the_application_is_hardened_alike():
-    lines = [line.split(": ", 1) for line in serving._HARDENING.split("\r\n") if line]
+    lines = [line.split(": ", 1) for line in HARDENING.split("\r\n") if line]
     assert dict(lines) == {**HEADERS, "Cache-Control": "no-store"}

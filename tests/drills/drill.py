@@ -115,6 +115,7 @@ class Range:
             self._folder / f"world-{number}",
             self._template,
             number,
+            content=operation.content,
             general=dict(operation.general),
         )
         yield world

@@ -17,8 +17,8 @@ EVERYWHERE = "a, b, c"
 ROW = {"custom_id": "r", "method": "POST", "url": "/v1/chat/completions"}
 TRAINING = json.dumps({"messages": [{"role": "user", "content": "?"}]}).encode() + b"\n"
 
-LARGE = 1024 * 1024
-"""Enough for a file to be sent on before it is complete; in bytes."""
+LARGE = bytes(range(256)) * 4096
+"""Enough for a file to be sent on before it is complete."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Operation:
     """`act` is cut off; `prepare` is not. What `act` returns was acknowledged.
 
     `is_worker`: it is the worker's pass that is cut off. `is_repeated`: once an upstream is well
-    again it is done once more. `accounts` are asked by it. `general` are settings.
+    again it is done once more. `accounts` are asked by it. `general` are settings, `content` is what it uploads.
     """
 
     name: str
@@ -36,6 +36,7 @@ class Operation:
     is_repeated: bool = False
     accounts: tuple[str, ...] = ("b",)
     general: tuple[tuple[str, Any], ...] = ()
+    content: bytes = bytes(range(256)) * 64
 
 
 def upload(client: Any, world: World, content: bytes | None = None, **fields: Any) -> Any:
@@ -68,10 +69,6 @@ def _failing(account: str, step: Step, **action: Any) -> Step:
         world.accounts[account].fail(times=1, **action)
 
     return prepare
-
-
-def _large(_client: Any, world: World) -> None:
-    world.content *= LARGE // len(world.content)
 
 
 def _nothing(_client: Any, _world: World) -> None:

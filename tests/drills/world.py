@@ -71,7 +71,7 @@ class World:
     folder: Path
     template: Path
     serial: int
-    content: bytes = bytes(range(256)) * 64
+    content: bytes
     general: dict[str, Any] = field(default_factory=dict)
     accounts: dict[str, Account] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)

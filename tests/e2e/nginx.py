@@ -1,6 +1,7 @@
 """A real nginx with deploy/nginx.conf in front of the gateway, without privileges."""
 
 import os
+import re
 import shutil
 import socket
 import ssl
@@ -49,10 +50,11 @@ def is_installed() -> bool:
 class Nginx(Server):
     """nginx on free ports in front of `behind`, addresses such as "127.0.0.1:4000".
 
-    `url` speaks TLS and `plain_url` does not; `ca` is what clients must trust.
+    With `files`, a data directory, it sends downloads from there by itself. `url` speaks TLS and
+    `plain_url` does not; `ca` is what clients must trust.
     """
 
-    def __init__(self, folder: Path, *behind: str) -> None:
+    def __init__(self, folder: Path, *behind: str, files: Path | None = None) -> None:
         super().__init__("nginx", folder)
         self._folder = folder
         self.temp = folder / "temp"
@@ -87,6 +89,8 @@ class Nginx(Server):
                 # What the file tells to change for a second node.
                 assert text.count(ONE_NODE) == 1
                 text = text.replace(ONE_NODE, ONE_NODE.replace("off", "error"))
+            if files is not None:
+                text = _with_files(text, files)
             (folder / "manifold.conf").write_text(text)
             user = "user root;" if os.geteuid() == 0 else ""  # Else nobody may enter the folder.
             (folder / "nginx.conf").write_text(MAIN.format(folder=folder, user=user))
@@ -155,6 +159,19 @@ class Nginx(Server):
         """A connection for bytes of one's own, from the loopback address `source`."""
         plain = socket.create_connection((HOST, self.port), timeout=20, source_address=(source, 0))
         return self.trust().wrap_socket(plain, server_hostname=HOST)
+
+
+def _with_files(text: str, data_dir: Path) -> str:
+    """What the file tells to change so that nginx sends files of the gateway's by itself."""
+    silent = 'proxy_set_header X-Manifold-Accel "";'
+    start, end = "    # location ~", "    # }\n"
+    assert (text.count(silent), text.count(start)) == (1, 1)
+    text = text.replace(silent, silent.replace('""', '"/_manifold/"'))
+    before, _, rest = text.partition(start)
+    block, _, after = (start + rest).partition(end)
+    block = re.sub("(?m)^    # ", "    ", block + end)
+    assert block.count("/var/lib/manifold/data/") == 1
+    return before + block.replace("/var/lib/manifold/data", str(data_dir)) + after
 
 
 def _listeners() -> Iterator[socket.socket]:

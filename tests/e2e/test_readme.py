@@ -250,6 +250,7 @@ IN_WORDS = {
     "database_url": "SQLite in `data_dir`",
     "task_queue_url": "SQLite in `data_dir`",
     "default_target_model_names": "none",
+    "accel_redirect": "none",
 }
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
+from app.concurrency import let_others_run
 from app.errors import InvalidRequest
 from app.json_spans import Document, Path, Span, is_too_deep, parse, too_deep
 
@@ -91,6 +92,8 @@ def lines(file: BinaryIO, longest: int) -> Iterator[bytes]:
             raise InvalidRequest(
                 f"line {number} is too long: {longest} bytes are allowed", param="file"
             )
+        if number % 64 == 0:
+            let_others_run()
         yield line
 
 

@@ -1,0 +1,58 @@
+"""What is different where gevent's greenlets take the place of threads.
+
+gevent is an extra, and is imported here only where a worker has patched everything already.
+"""
+
+import functools
+import os
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def has_greenlets() -> bool:
+    """Whether what looks like a thread in this process is a greenlet."""
+    monkey = sys.modules.get("gevent.monkey")
+    return monkey is not None and bool(monkey.is_module_patched("threading"))
+
+
+def kernels(module: Any, name: str) -> Any:
+    """A function of the standard library as the kernel has it, None where there is none."""
+    if has_greenlets():
+        from gevent.monkey import get_original  # noqa: PLC0415  # an extra
+
+        with suppress(AttributeError):
+            return get_original(module.__name__, name)
+    return getattr(module, name, None)
+
+
+@functools.cache
+def threads() -> ThreadPoolExecutor:
+    """Threads of the kernel, one for each core, for what computes and does not wait."""
+    number = os.cpu_count() or 1
+    if has_greenlets():
+        from gevent import threadpool  # noqa: PLC0415  # an extra
+
+        pool: ThreadPoolExecutor = threadpool.ThreadPoolExecutor(number)
+        return pool
+    return ThreadPoolExecutor(number, thread_name_prefix="computing")
+
+
+def aside(work: Callable[[], T]) -> T:
+    """What `work` returns, which keeps a core or the disk busy for longer than a moment.
+
+    A thread does that by itself; a greenlet would keep all others waiting, so a thread does it.
+    """
+    return threads().submit(work).result() if has_greenlets() else work()
+
+
+def let_others_run() -> None:
+    """In the middle of long work: nobody takes a greenlet's turn away, as the kernel a thread's."""
+    if has_greenlets():
+        # Patched: it comes back when all the others have had their turn.
+        time.sleep(0)

@@ -1,0 +1,1 @@
+"""What both of gunicorn's workers have in common here, and each of them."""

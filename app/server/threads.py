@@ -1,0 +1,150 @@
+"""gunicorn's threaded worker: a thread for each request at hand."""
+
+import errno
+import selectors
+import socket
+import struct
+import time
+from functools import partial
+from typing import Any
+
+from gunicorn.workers import gthread
+
+from app.server import limits
+from app.server.bodies import Arriving, Input
+from app.server.peers import caller
+from app.server.refusals import Refusing, SlowHeadError, linger
+
+
+class Client(socket.socket):
+    """A client's connection that is waited for with a limit wherever gunicorn would block.
+
+    The kernel keeps the limit: Python's own time-outs cost two more system calls at each step,
+    which is a quarter of a small request.
+    """
+
+    _deadline: float | None = None
+    _is_readable = False
+
+    def limit(self) -> None:
+        """Wait for at most IDLE_SECONDS at a time, from now on."""
+        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+            self.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", limits.IDLE_SECONDS, 0))
+
+    def expect_head(self) -> None:
+        """A request's head begins; the poller has seen its first byte."""
+        self._deadline = time.monotonic() + limits.HEAD_SECONDS
+        self._is_readable = True
+
+    def expect_no_head(self) -> None:
+        """The head is here, or is not waited for any more."""
+        self._deadline = None
+
+    def recv(self, size: int, flags: int = 0, /) -> bytes:
+        if self._deadline is not None and not self._is_readable:
+            return self._recv_in_time(size, self._deadline)
+        self._is_readable = False
+        try:
+            return super().recv(size, flags)
+        except BlockingIOError as error:
+            raise TimeoutError from error
+
+    def _recv_in_time(self, size: int, deadline: float) -> bytes:
+        # A byte now and then would never be idle; so the whole head has one deadline.
+        self.settimeout(max(0.001, deadline - time.monotonic()))
+        try:
+            return super().recv(size)
+        except TimeoutError as error:
+            raise SlowHeadError from error
+        finally:
+            self.setblocking(True)
+
+    def sendall(self, data: Any, flags: int = 0, /) -> None:
+        try:
+            super().sendall(data, flags)
+        except BlockingIOError as error:
+            raise ConnectionResetError(errno.ECONNRESET, "the client stopped reading") from error
+
+
+class Worker(Refusing, gthread.ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
+    """gunicorn's threaded worker, with answers in our envelope and no wait in its main loop.
+
+    The heartbeat that `timeout` watches is beaten by the main loop, so it bounds no request; but
+    everything that waits there stops all of them. New connections therefore wait for their first
+    byte in the poller, not in a thread, and connections are closed by their own thread.
+    """
+
+    def accept(self, listener: Any) -> None:
+        try:
+            accepted, address = listener.accept()
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                self.log.critical("no more connections can be opened: %s", error.strerror)
+                time.sleep(0.1)
+            elif error.errno not in (errno.EAGAIN, errno.EWOULDBLOCK, errno.ECONNABORTED):
+                raise
+            return
+        self.nr_conns += 1
+        kind = accepted.family, accepted.type, accepted.proto
+        client = Client(*kind, fileno=accepted.detach())
+        client.limit()
+        conn = gthread.TConn(self.cfg, client, address, listener.getsockname())
+        conn.set_timeout()
+        self.pending_conns.append(conn)
+        readable = partial(self.on_pending_socket_readable, conn)
+        self.poller.register(conn.sock, selectors.EVENT_READ, readable)
+
+    def set_accept_enabled(self, enabled: bool) -> None:
+        super().set_accept_enabled(enabled)
+        if not enabled and not self.alive and self.cfg.reuse_port:
+            # This socket is ours alone: whoever the kernel goes on giving it would wait in vain.
+            for listener in self.sockets:
+                with selectors.DefaultSelector() as waiting:
+                    waiting.register(listener, selectors.EVENT_READ)
+                    while waiting.select(0):
+                        self.accept(listener)
+                listener.close()
+
+    def handle(self, conn: Any) -> Any:
+        if isinstance(conn.sock, Client):
+            conn.sock.expect_head()
+        conn.unread = True
+        again = super().handle(conn)
+        if again is False:
+            if conn.unread:
+                if isinstance(conn.sock, Client):
+                    conn.sock.expect_no_head()
+                linger(conn.sock)
+            conn.sock.close()
+            conn.closed = True
+        return again
+
+    def handle_request(self, req: Any, conn: Any) -> Any:
+        if isinstance(conn.sock, Client):
+            conn.sock.expect_no_head()
+        conn.body = Arriving(req.body.reader, conn.sock, req._expected_100_continue)
+        req.body = Input(conn.body)
+        req._expected_100_continue = False
+        # The connection may carry several clients' requests, one after the other.
+        peer = conn.client
+        conn.client = caller(req, peer)
+        try:
+            return super().handle_request(req, conn)
+        finally:
+            conn.client = peer
+
+    def _keepalive_after(self, conn: Any, keepalive: Any) -> bool:
+        # A client that was never told to continue may send its body or not: nothing can follow.
+        conn.unread = conn.body.expected or not super()._keepalive_after(conn, True)
+        return bool(keepalive) and not conn.unread
+
+    def finish_request(self, conn: Any, fs: Any) -> None:
+        if getattr(conn, "closed", False):
+            self.nr_conns -= 1
+        else:
+            super().finish_request(conn, fs)
+
+    def _cap_keepalive(self, deadline: float) -> None:
+        super()._cap_keepalive(deadline)
+        for conn in self.pending_conns:
+            conn.timeout = min(conn.timeout, deadline)
