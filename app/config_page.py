@@ -99,6 +99,7 @@ ENVIRONMENT: Mapping[str, str] = {
     "DATABASE_URL": "wins over `database_url`",
     "WEB_CONCURRENCY": "processes, when the command line says nothing (one a core, to 4)",
     "MANIFOLD_THREADS": "requests that one process serves at a time (64)",
+    "MANIFOLD_WORKER_CLASS": "`gthread`, or `gevent` (install with `[gevent]`)",
     "MANIFOLD_LOG_LEVEL": "`INFO`, or any other level of Python's logging",
     "MANIFOLD_URL": "the gateway that the client commands of `manifold` ask",
     "MANIFOLD_API_KEY": "the key with which they ask",

@@ -11,7 +11,7 @@ import pytest
 from marshmallow import ValidationError
 from openapi_spec_validator import validate
 
-from app import errors, objects, serving
+from app import errors, objects
 from app.api import error_codes
 from app.api.auth import OPEN_ROUTES
 from app.api.reference import answers, page
@@ -19,6 +19,7 @@ from app.api.reference.document import is_page, routes_of
 from app.api.reference.operations import JSON, OPERATIONS
 from app.db.engine import connect
 from app.factory import create_app
+from app.server import refusals
 from app.services import keys, uploads, users
 from app.settings import Settings
 from tests.api.conftest import Gateway
@@ -274,7 +275,7 @@ def test_every_class_of_errors_is_in_the_table_with_its_status_and_type():
 
 def test_what_the_server_itself_refuses_is_in_the_table():
     known = {(each.code, each.status) for each in error_codes.ERRORS}
-    for _, (status, code, _) in serving._ANSWERS:
+    for _, (status, code, _) in refusals._ANSWERS:
         assert (code, status) in known
 
 

@@ -26,7 +26,8 @@ class Operation:
     """`act` is cut off; `prepare` is not. What `act` returns was acknowledged.
 
     `is_worker`: it is the worker's pass that is cut off. `is_repeated`: once an upstream is well
-    again it is done once more. `accounts` are asked by it. `general` are settings, `content` is what it uploads.
+    again it is done once more. `accounts` are asked by it. `general` are settings, `content` is
+    what it uploads.
     """
 
     name: str
@@ -173,7 +174,7 @@ def _expired(client: Any, world: World) -> None:
 
 OPERATIONS = (
     Operation("upload to four deployments", _upload(target_model_names=EVERYWHERE)),
-    Operation("upload sent on while it arrives", _upload(target_model_names="a, b"), _large),
+    Operation("upload sent on while it arrives", _upload(target_model_names="a, b"), content=LARGE),
     Operation("upload to one account", _upload(model="a"), accounts=("a1", "a2")),
     Operation(
         "upload by the provider way", _upload(custom_llm_provider="openai"), accounts=("a1",)
