@@ -27,7 +27,7 @@ from app.services.fan_out import FanOut
 from app.services.file_objects import copy_facts, last_expiry, status_of
 from app.services.kept import Kept
 from app.services.router import Route, Router
-from app.transfers import Upload
+from app.transfers import GivenUpError, Upload
 
 log = logging.getLogger("manifold.files")
 
@@ -88,9 +88,8 @@ class Copies:
         `under_way` waits for the end of it where it was begun before. Raises Conflict, with the
         copy taken back, when the intent is no longer there: somebody took this process for dead.
         """
-        if under_way is not None:
-            stored = under_way()
-        else:
+        stored = self._begun_before(under_way)
+        if stored is None:
             with self._router.counted(provider.deployment.id):
                 stored = provider.upload(upload)
         faults.point("copy stored upstream")
@@ -107,6 +106,14 @@ class Copies:
             raise Conflict("the upload took so long that it was given up on")
         faults.point("copy recorded")
         return stored
+
+    @staticmethod
+    def _begun_before(under_way: Callable[[], StoredFile] | None) -> StoredFile | None:
+        """What became of a head start, None when it ended before the file's end was let go."""
+        try:
+            return under_way() if under_way is not None else None
+        except GivenUpError:
+            return None
 
     # Look
 
