@@ -24,6 +24,8 @@ FLUSH_BYTES = 256 * 1024
 MAX_FIELDS_BYTES = 1024 * 1024
 MAX_PARTS = 200
 MAX_CONTENT_TYPE = 2000
+MAX_HEAD_LINE_BYTES = 64 * 1024
+"""Of a part; it has the file's name, which is cut to what is kept of it later."""
 _FORM_OVERHEAD_BYTES = 2 * MAX_FIELDS_BYTES
 
 
@@ -113,7 +115,9 @@ class _Reader:
         announce: Announce,
     ) -> None:
         self._boundary = boundary
-        self._parser = PushMultipartParser(boundary, max_segment_count=MAX_PARTS)
+        self._parser = PushMultipartParser(
+            boundary, max_segment_count=MAX_PARTS, max_header_size=MAX_HEAD_LINE_BYTES
+        )
         self._spool = spool
         self._file_field = file_field
         self._max = max_file_bytes
@@ -144,7 +148,7 @@ class _Reader:
         except ParserLimitReached as error:
             raise TooLarge(
                 f"a form may have {MAX_PARTS} parts, and a line of a part's head "
-                f"{self._parser.max_header_size} bytes"
+                f"{MAX_HEAD_LINE_BYTES} bytes"
             ) from error
         except ValueError as error:
             raise InvalidRequest("the multipart form is broken", code="invalid_form") from error

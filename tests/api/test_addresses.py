@@ -28,7 +28,7 @@ NAMES = (
     "azure_endpoint",
 )  # fmt: skip
 NO_UPSTREAM = {
-    "GET /health", "GET /models", "GET /models/<path:model>", "GET /model/info",
+    "GET /health", "GET /metrics", "GET /models", "GET /models/<path:model>", "GET /model/info",
     "GET /model_group/info", "POST /uploads/<upload_id>/cancel", "POST /uploads/<upload_id>/parts",
     "POST /user/new", "POST /user/update", "POST /user/delete", "GET /user/info", "GET /user/list",
     "POST /key/generate", "POST /key/update", "POST /key/delete", "POST /key/block",

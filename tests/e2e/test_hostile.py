@@ -873,7 +873,7 @@ FRAMING = {
     "CONNECT": b"CONNECT 169.254.169.254:80 HTTP/1.1\r\nHost: x\r\n\r\n",
     "an asterisk": b"OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n",
     "a whole URL": b"GET http://169.254.169.254/latest HTTP/1.1\r\nHost: x\r\n\r\n",
-    "another scheme": b"GET gopher://x/ HTTP/1.1\r\nHost: x\r\n\r\n",
+    "another scheme": b"GET gopher://x/nothing HTTP/1.1\r\nHost: x\r\n\r\n",
     "a whole URL of the key list": b"GET http://gateway/key/list HTTP/1.1\r\nHost: x\r\n\r\n",
     "no host": b"GET /v1/files HTTP/1.1\r\n\r\n",
     "two hosts": b"GET /v1/files HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
@@ -983,7 +983,7 @@ _DISGUISES = (
     "/.env",
     "/.git/config",
     "/console",
-    "/?__debugger__=yes&cmd=resource&f=style.css",
+    "/nothing?__debugger__=yes&cmd=resource&f=style.css",
 )
 _TRICKS = (
     b"Host: localhost",
