@@ -24,6 +24,13 @@ def announced(upload):
     return replace(upload, sha256="")
 
 
+def ended(begun, route):
+    """Wait for the end of what was begun."""
+    outcome = begun.outcome_of(route)
+    assert outcome is not None
+    return outcome()
+
+
 def held(gateway):
     return {key: list(fake.contents.values()) for key, fake in gateway.fakes.items() if fake.calls}
 
@@ -55,7 +62,7 @@ def test_another_file_than_was_announced_is_sent_from_the_spool(gateway, alice, 
     gateway.files.create(alice, upload, way, None, begun)
     assert held(gateway)["b-1"] == [CONTENT]
     with pytest.raises(GivenUpError):
-        begun.outcome_of(way.routes[0])()
+        ended(begun, way.routes[0])
 
 
 def test_a_head_start_that_was_given_up_is_no_error(gateway, alice):
@@ -81,10 +88,10 @@ def test_one_that_ends_just_before_its_end_is_let_go_is_no_error(gateway, alice)
             """It has not ended yet at this moment."""
 
         def outcome_of(self, _route):
-            def ended():
+            def given_up():
                 raise GivenUpError
 
-            return ended
+            return given_up
 
     way = gateway.way(alice, target_model_names=("b",))
     gateway.files.create(alice, make_upload(CONTENT), way, None, TooLate())
@@ -112,11 +119,11 @@ def test_without_a_free_thread_for_each_there_is_none(gateway, alice):
     one = gateway.way(alice, target_model_names=("b",))
     upload = announced(make_upload(CONTENT))
     first = starts.begin(upload, three)
-    assert starts.begin(upload, one) is None
+    assert first is not None and starts.begin(upload, one) is None
     first.give_up()
     for route in three.routes:
         with pytest.raises(GivenUpError):
-            first.outcome_of(route)()
+            ended(first, route)
     again = starts.begin(upload, one)
     assert again is not None
     again.give_up()
