@@ -54,16 +54,7 @@ def _asked(form: Form, spooled: SpooledFile | None) -> tuple[Upload, Way]:
         raise InvalidRequest("the form has no part named 'file'", param="file")
     if spooled.size == 0:
         raise InvalidRequest("the file is empty", param="file")
-    upload = Upload(
-        path=spooled.path,
-        filename=spooled.filename,
-        mime_type=spooled.mime_type,
-        purpose=fields["purpose"],
-        size=spooled.size,
-        sha256=spooled.sha256,
-        expires_after=expiry,
-    )
-    return upload, way
+    return spooled.upload(fields["purpose"], expiry), way
 
 
 class _Begun:

@@ -15,7 +15,7 @@ from werkzeug.exceptions import ClientDisconnected
 from app.digest import Digest
 from app.errors import NO_SPACE, InvalidRequest, StorageFull, TooLarge
 from app.file_names import clean_filename, mime_type
-from app.transfers import HELD_BYTES, Arriving
+from app.transfers import HELD_BYTES, Arriving, ExpiresAfter, Upload
 
 READ_BYTES = 256 * 1024
 """The most that is taken from the connection at a time."""
@@ -42,6 +42,18 @@ class SpooledFile:
     mime_type: str
     size: int
     sha256: str
+
+    def upload(self, purpose: str, expires_after: ExpiresAfter | None) -> Upload:
+        """The same, with what it is for."""
+        return Upload(
+            path=self.path,
+            filename=self.filename,
+            mime_type=self.mime_type,
+            purpose=purpose,
+            size=self.size,
+            sha256=self.sha256,
+            expires_after=expires_after,
+        )
 
 
 @dataclass

@@ -9,7 +9,6 @@ from app.api.context import caller, note, services
 from app.api.form import least_file_bytes, spooled_form
 from app.api.schemas import UploadFields, expires_after, load
 from app.errors import InvalidRequest
-from app.transfers import Upload
 
 MB = 1024 * 1024
 
@@ -38,14 +37,9 @@ def stored(require_token: Callable[[str | None], object], token_field: str) -> s
             raise InvalidRequest("the file is empty", param="file")
         seconds = form.text("expires_in")
         expiry = {"expires_after[anchor]": ["created_at"], "expires_after[seconds]": [seconds]}
-        upload = Upload(
-            path=spooled.path,
-            filename=spooled.filename,
-            mime_type=spooled.mime_type,
-            purpose=fields["purpose"],
-            size=spooled.size,
-            sha256=spooled.sha256,
-            expires_after=expires_after(expiry) if seconds else None,  # type: ignore[arg-type]  # text
+        upload = spooled.upload(
+            fields["purpose"],
+            expires_after(expiry) if seconds else None,  # type: ignore[arg-type]  # text
         )
         note(bytes_in=spooled.size, deployment=",".join(r.deployment.id for r in way.routes))
         file_uuid = ids.new_uuid()

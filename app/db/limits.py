@@ -9,10 +9,10 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from sqlalchemy import ColumnElement, case, delete, func, or_, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from app.db.tables import File, RequestCount, RunningRequest, UploadSession
+from app.db.upsert import insert
 
 WINDOW = dt.timedelta(minutes=1)
 _STORED = ("uploading", "ready")
@@ -40,8 +40,9 @@ def lock(session: Session, subject: str) -> None:
 def count(session: Session, subject: str, kind: str, most: int, moment: dt.datetime) -> bool:
     """Count one more request in this minute; False when there were as many already."""
     is_over = RequestCount.began_at <= moment - WINDOW
-    insert = sqlite.insert if session.get_bind().dialect.name == "sqlite" else postgresql.insert
-    statement = insert(RequestCount).values(subject=subject, kind=kind, began_at=moment, count=1)
+    statement = insert(session, RequestCount).values(
+        subject=subject, kind=kind, began_at=moment, count=1
+    )
     counted = statement.on_conflict_do_update(
         index_elements=["subject", "kind"],
         set_={

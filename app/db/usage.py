@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import ColumnElement, Insert, delete, func, select
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from app.db.tables import Copy, File, Job, Key, KeyUse, UsageHour, now
+from app.db.upsert import insert
 
 COUNTS = ("requests", "errors", "bytes_in", "bytes_out", "rows_done", "rows_failed")
 """The columns that are added up."""
@@ -46,11 +46,6 @@ class CopyCount:
     bytes: int
 
 
-def _insert(session: Session, table: type[Any]) -> Any:
-    is_sqlite = session.get_bind().dialect.name == "sqlite"
-    return sqlite.insert(table) if is_sqlite else postgresql.insert(table)
-
-
 def add(session: Session, counted: Mapping[Place, Mapping[str, int]]) -> None:
     """Add these counts to their rows.
 
@@ -62,7 +57,7 @@ def add(session: Session, counted: Mapping[Place, Mapping[str, int]]) -> None:
         for place, counts in sorted(counted.items())
     ]
     for start in range(0, len(rows), _AT_ONCE):
-        statement = _insert(session, UsageHour).values(rows[start : start + _AT_ONCE])
+        statement = insert(session, UsageHour).values(rows[start : start + _AT_ONCE])
         more = {name: getattr(UsageHour, name) + statement.excluded[name] for name in COUNTS}
         added: Insert = statement.on_conflict_do_update(index_elements=list(key), set_=more)
         session.execute(added)
@@ -88,7 +83,7 @@ def note_uses(session: Session, uses: Mapping[str, dt.datetime]) -> None:
         rows = [{"key_id": key, "used_at": uses[key]} for key in sorted(session.scalars(there))]
         if not rows:
             continue
-        statement = _insert(session, KeyUse).values(rows)
+        statement = insert(session, KeyUse).values(rows)
         later = {"used_at": statement.excluded.used_at}
         session.execute(
             statement.on_conflict_do_update(

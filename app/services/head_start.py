@@ -45,9 +45,7 @@ class HeadStart:
 
     def is_of(self, upload: Upload, way: Way) -> bool:
         """Whether the file that came is the one that was announced, and goes to the same places."""
-        came = replace(
-            upload, sha256=self._upload.sha256, arriving=self._upload.arriving, path=upload.path
-        )
+        came = replace(upload, sha256=self._upload.sha256, arriving=self._upload.arriving)
         return came == self._upload and way == self._way
 
     def key_of(self, route: Route) -> str | None:
