@@ -15,6 +15,7 @@ from sqlalchemy.schema import CreateSchema, DropSchema
 
 from app.api import auth, keys, users
 from app.db.engine import Database, connect
+from app.db.question import Asking, Question, Row
 from app.db.tables import Base, File, Key, User, now
 from app.errors import GatewayError
 from app.services.access import Access
@@ -120,6 +121,19 @@ def statements(database: Database) -> list[str]:
         if not args[2].startswith("BEGIN"):
             seen.append(args[2])
 
+    class Remembered(Asking):
+        def all(self, question: Question, **values: Any) -> list[Row]:
+            seen.append(question.for_dialect(self._dialect).text)
+            return super().all(question, **values)
+
+    ask = database.ask
+
+    @contextmanager
+    def asking() -> Iterator[Asking]:
+        with ask() as found:
+            yield Remembered(found._connection, found._dialect)
+
+    database.ask = asking  # type: ignore[method-assign, assignment]
     return seen
 
 

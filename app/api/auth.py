@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from flask import Flask, current_app, g, request
 
+from app import ids
 from app.api import context
 from app.api.context import services
 from app.errors import NotAuthenticated, NotPermitted
@@ -83,12 +84,22 @@ def install(
         if _is_open() or _is_scraper():
             return
         by_session = door_of(app, request.endpoint or "") is Door.SESSION
-        found = signed_in() if by_session else services().access.authenticate(presented_secret())
+        found = signed_in() if by_session else _holder()
         g.caller = caller = replace(found, origin=Origin(context.request_id(), request.remote_addr))
         on_caller(caller)
         _require_served(caller)
 
     app.before_request(check)
+
+
+def _holder() -> Caller:
+    """Who has sent the key; the file of the path is looked up with it, in one statement."""
+    access, secret = services().access, presented_secret()
+    meaning = ids.decode((request.view_args or {}).get("file_id", ""))
+    if not isinstance(meaning, ids.UnifiedId):
+        return access.authenticate(secret)
+    found, g.seen = access.authenticate_beside(secret, meaning.file_uuid)
+    return found
 
 
 def unguarded(app: Flask) -> list[str]:

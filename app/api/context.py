@@ -9,6 +9,7 @@ from typing import Any, cast
 from flask import current_app, g, request
 
 from app.db.engine import Database
+from app.db.files import WithCopies
 from app.metrics import Metrics
 from app.services.access import Access
 from app.services.audit import Trail
@@ -76,6 +77,11 @@ def services() -> Services:
 def caller() -> Caller:
     """Who sends this request; only behind a guard."""
     return cast(Caller, g.caller)
+
+
+def seen() -> WithCopies | None:
+    """The file of the request's path as it was found with the caller, if it was."""
+    return cast("WithCopies | None", g.get("seen"))
 
 
 def request_id() -> str:

@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 from flask import Blueprint, Response, request
 
-from app.api import accel, body, hangup, once, target
+from app.api import accel, body, context, hangup, once, target
 from app.api.auth import Guard, guard
 from app.api.context import caller, note, services
 from app.api.form import Form, SpooledFile, least_file_bytes, spooled_form
@@ -122,7 +122,9 @@ def retrieve(file_id: str, **_: str) -> FileObject:
     unknown = [name for name in include if name != "copies"]
     if unknown:
         raise InvalidRequest(f"{unknown[0][:60]!r} is not one of: copies", param="include")
-    return services().files.retrieve(caller(), file_id, _hints(), with_copies=bool(include))
+    return services().files.retrieve(
+        caller(), file_id, _hints(), with_copies=bool(include), seen=context.seen()
+    )
 
 
 @blueprint.get("/files/<file_id>/content")

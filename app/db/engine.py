@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy import Engine, create_engine, event, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import (
     ArgumentError,
@@ -24,6 +24,7 @@ from sqlalchemy.exc import (
 from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.pool import StaticPool
 
+from app.db.question import Asking, autocommit
 from app.errors import ConfigError, DatabaseUnavailable, InvalidRequest
 
 BUSY_TIMEOUT_SECONDS = 10
@@ -58,11 +59,9 @@ class Database:
         with _as_unavailable(), self._read() as session:
             yield session
 
-    @contextmanager
-    def ask(self) -> Iterator[Connection]:
-        """A connection for statements of tables, not of objects; a fifth of a session's cost."""
-        with _as_unavailable(), self.engine.connect() as connection:
-            yield connection
+    def ask(self) -> "_Asked":
+        """A connection for questions that are asked all the time: see `app.db.question`."""
+        return _Asked(self.engine)
 
     @contextmanager
     def write(self) -> Iterator[Session]:
@@ -78,6 +77,37 @@ class Database:
         """Return if the database answers, else raise DatabaseUnavailable."""
         with self.read() as session:
             session.execute(text("SELECT 1"))
+
+
+class _Asked:
+    """One of the pool's connections, for as long as questions are asked on it."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def __enter__(self) -> Asking:
+        with _as_unavailable():
+            self._lent = self._engine.raw_connection()
+        connection = self._lent.dbapi_connection
+        autocommit(connection, on=True)
+        return Asking(connection, self._engine.dialect)
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        dialect, lent = self._engine.dialect, self._lent
+        driver = dialect.loaded_dbapi
+        if isinstance(error, driver.Error):
+            connection = lent.dbapi_connection
+            if connection is not None and dialect.is_disconnect(error, connection, None):
+                # What was lent before this connection is as broken as this one.
+                lent.invalidate(error)
+            else:
+                autocommit(connection, on=False)
+            lent.close()
+            if isinstance(error, driver.DataError):
+                raise _cannot_be_stored() from error
+            raise DatabaseUnavailable from error
+        autocommit(lent.dbapi_connection, on=False)
+        lent.close()
 
 
 class _Turn:
@@ -237,6 +267,10 @@ def _as_unavailable() -> Iterator[None]:
     except IntegrityError:
         raise
     except DataError as error:
-        raise InvalidRequest("a value holds what the database cannot store") from error
+        raise _cannot_be_stored() from error
     except (DBAPIError, PoolTimeout) as error:
         raise DatabaseUnavailable from error
+
+
+def _cannot_be_stored() -> InvalidRequest:
+    return InvalidRequest("a value holds what the database cannot store")

@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import Any
 
 from app.db import access as db
+from app.db import files
 from app.db.engine import Database
 from app.db.tables import Key, User, now
 from app.errors import InvalidRequest, NotAuthenticated, NotPermitted
@@ -128,12 +129,22 @@ class Callers:
     def authenticate(self, secret: str) -> Caller:
         """Who presents this secret. Raises NotAuthenticated; one statement at most."""
         token = sha256(secret)
-        for master in self.masters():
-            if hmac.compare_digest(token, master.key_hash):
-                return master
-        if not secret.startswith("sk-") or len(secret) > _MAX_SECRET_LENGTH:
-            raise NotAuthenticated("the API key is not valid")
-        return self.holder(token)
+        return self._master(secret, token) or self.holder(token)
+
+    def authenticate_beside(
+        self, secret: str, file_uuid: str
+    ) -> tuple[Caller, files.WithCopies | None]:
+        """The same, and the file that he asks for with its copies, in the same statement.
+
+        None when there is no such file, or when no statement was needed. Whether the file may be
+        his business is for `Lookup` to say.
+        """
+        token, moment = sha256(secret), now()
+        if master := self._master(secret, token):
+            return master, None
+        with self._database.ask() as asking:
+            row, found = db.presented_beside(asking, token, moment, file_uuid)
+        return _holder(row, token, moment), found
 
     def masters(self) -> Iterator[Caller]:
         """Whoever presents the master key, or one of before that still works."""
@@ -146,32 +157,44 @@ class Callers:
     def holder(self, token: str) -> Caller:
         """Who holds the key whose secret has this hash. Raises NotAuthenticated."""
         moment = now()
-        with self._database.ask() as connection:
-            row = db.presented(connection, token, moment)
-        if row is None:
+        with self._database.ask() as asking:
+            row = db.presented(asking, token, moment)
+        return _holder(row, token, moment)
+
+    def _master(self, secret: str, token: str) -> Caller | None:
+        for master in self.masters():
+            if hmac.compare_digest(token, master.key_hash):
+                return master
+        if not secret.startswith("sk-") or len(secret) > _MAX_SECRET_LENGTH:
             raise NotAuthenticated("the API key is not valid")
-        # A secret in its grace period gives nothing, a new key for example, that outlives it.
-        previous_end = None if row.token == token else row.previous_expires_at
-        expires_at = _earlier(row.expires_at, previous_end)
-        if row.blocked:
-            raise NotAuthenticated("the API key is blocked")
-        if row.user_blocked:
-            raise NotAuthenticated("the user of the API key is blocked")
-        if expires_at is not None and expires_at <= moment:
-            raise NotAuthenticated("the API key has expired")
-        return Caller(
-            owner=row.owner,
-            user_id=row.user_id,
-            key_hash=token,
-            key_id=row.id,
-            role=Role(row.role) if row.role else Role.INTERNAL_USER,
-            key_models=tuple(row.models),
-            user_models=tuple(row.user_models or ()),
-            expires_at=expires_at,
-            key_name=row.key_name,
-            key_limits=Limits.of(row),
-            user_limits=Limits.of(row, "user_"),
-        )
+        return None
+
+
+def _holder(row: Any | None, token: str, moment: dt.datetime) -> Caller:
+    if row is None:
+        raise NotAuthenticated("the API key is not valid")
+    # A secret in its grace period gives nothing, a new key for example, that outlives it.
+    previous_end = None if row.token == token else row.previous_expires_at
+    expires_at = _earlier(row.expires_at, previous_end)
+    if row.blocked:
+        raise NotAuthenticated("the API key is blocked")
+    if row.user_blocked:
+        raise NotAuthenticated("the user of the API key is blocked")
+    if expires_at is not None and expires_at <= moment:
+        raise NotAuthenticated("the API key has expired")
+    return Caller(
+        owner=row.owner,
+        user_id=row.user_id,
+        key_hash=token,
+        key_id=row.id,
+        role=Role(row.role) if row.role else Role.INTERNAL_USER,
+        key_models=tuple(row.models),
+        user_models=tuple(row.user_models or ()),
+        expires_at=expires_at,
+        key_name=row.key_name,
+        key_limits=Limits.of(row),
+        user_limits=Limits.of(row, "user_"),
+    )
 
 
 def only_admin(caller: Caller) -> None:

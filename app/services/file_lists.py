@@ -1,5 +1,6 @@
 """One page of files: the caller's own from the database, or an account as its provider has it."""
 
+import datetime as dt
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -7,6 +8,7 @@ from typing import Literal
 from app import ids
 from app.db import files as rows
 from app.db.engine import Database
+from app.db.tables import File
 from app.errors import InvalidRequest, NotPermitted
 from app.objects import FileObject, Page, page
 from app.services.callers import MASTER_OWNER, MASTER_USER_ID, Caller
@@ -56,23 +58,10 @@ class FileLists:
         return self._stored(filters, query)
 
     def _stored(self, filters: rows.Filters, query: ListQuery) -> Page:
-        with self._database.read() as session:
-            after = None
-            if query.after is not None:
-                meaning = ids.decode(query.after)
-                found = []
-                if isinstance(meaning, ids.UnifiedId):
-                    file = rows.by_uuid(session, meaning.file_uuid)
-                    found = [file] if file else []
-                elif meaning is not None:
-                    found = rows.by_deployment_file_id(session, meaning.raw)
-                own = [f for f in found if f.owner == filters.owner and f.public_id == query.after]
-                if not own:
-                    raise _unknown_cursor(query.after)
-                # The file may be deleted by now: its row still says where it stood.
-                after = (own[0].created_at, own[0].id)
+        after = None if query.after is None else self._place(filters.owner, query.after)
+        with self._database.ask() as asking:
             files = rows.page(
-                session,
+                asking,
                 filters,
                 after=after,
                 descending=query.order == "desc",
@@ -80,6 +69,22 @@ class FileLists:
             )
         shown = [file_object(file) for file in files[: query.limit]]
         return page(shown, has_more=len(files) > query.limit)
+
+    def _place(self, owner: str, cursor: str) -> tuple[dt.datetime, str]:
+        """Where the file of a cursor stands. It may be deleted by now: its row still says it."""
+        meaning = ids.decode(cursor)
+        found: Sequence[File] = ()
+        if isinstance(meaning, ids.UnifiedId):
+            with self._database.ask() as asking:
+                held = rows.with_copies(asking, meaning.file_uuid)
+            found = [held[0]] if held else []
+        elif meaning is not None:
+            with self._database.read() as session:
+                found = rows.by_deployment_file_id(session, meaning.raw)
+        own = [file for file in found if file.owner == owner and file.public_id == cursor]
+        if not own:
+            raise _unknown_cursor(cursor)
+        return own[0].created_at, own[0].id
 
     def _upstream(self, way: Way, query: ListQuery) -> Page:
         handed: Callable[[str], str] = (

@@ -4,6 +4,7 @@ import datetime as dt
 from collections.abc import Sequence
 from typing import Any
 
+from app.db.files import Listed
 from app.db.tables import Copy, File, now
 from app.objects import FileObject
 from app.providers.protocol import StoredFile
@@ -39,7 +40,7 @@ def _trouble(copy: Copy, moment: dt.datetime) -> str | None:
     return copy.last_error
 
 
-def file_object(file: File, *, handed: str | None = None) -> FileObject:
+def file_object(file: File | Listed, *, handed: str | None = None) -> FileObject:
     """OpenAI's file object for a row, under the id that was asked for."""
     return {
         "id": handed or file.public_id or "",
@@ -54,7 +55,7 @@ def file_object(file: File, *, handed: str | None = None) -> FileObject:
     }
 
 
-def _expiry(file: File) -> int | None:
+def _expiry(file: File | Listed) -> int | None:
     known = [moment for moment in (file.expires_at, file.copies_expire_at) if moment]
     return int(min(known).timestamp()) if known else None
 

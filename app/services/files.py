@@ -112,10 +112,19 @@ class Files:
     # Look
 
     def retrieve(
-        self, caller: Caller, file_id: str, hints: Hints, *, with_copies: bool = False
+        self,
+        caller: Caller,
+        file_id: str,
+        hints: Hints,
+        *,
+        with_copies: bool = False,
+        seen: rows.WithCopies | None = None,
     ) -> FileObject:
-        """The file object, from the row; copies that are not final are asked for first."""
-        found = self._lookup.resolve(caller, file_id, hints)
+        """The file object, from the row; copies that are not final are asked for first.
+
+        `seen` is the file that was found with the caller, if there was one.
+        """
+        found = self._lookup.resolve(caller, file_id, hints, seen=seen)
         if isinstance(found, Unrecorded):
             raw, handed = found.raw, found.handed
             return self._first(

@@ -66,15 +66,24 @@ class Lookup:
         self._router = router
 
     def resolve(
-        self, caller: Caller, file_id: str, hints: Hints, *, deleting: bool = False
+        self,
+        caller: Caller,
+        file_id: str,
+        hints: Hints,
+        *,
+        deleting: bool = False,
+        seen: rows.WithCopies | None = None,
     ) -> Held | Unrecorded:
         """What an id means for this caller; no upstream is asked.
 
-        Raises NotFound for what nobody has, NotPermitted (or NotFound, as the setting says) for
-        what somebody else has.
+        `seen` is the file that was found with the caller, if there was one. Raises NotFound for
+        what nobody has, NotPermitted (or NotFound, as the setting says) for what somebody else has.
         """
         meaning = ids.decode(file_id)
-        held = self._find(caller, meaning, file_id, hints) if meaning else None
+        if isinstance(meaning, ids.UnifiedId) and seen and seen[0].id == meaning.file_uuid:
+            held = _held(seen, file_id)
+        else:
+            held = self._find(caller, meaning, file_id, hints) if meaning else None
         if held is not None:
             self.admit(caller, held.file, file_id, changing=deleting)
             usable = ("ready", "deleting") if deleting else ("ready",)
@@ -112,11 +121,8 @@ class Lookup:
 
     def _find(self, caller: Caller, meaning: ids.FileId, file_id: str, hints: Hints) -> Held | None:
         if isinstance(meaning, ids.UnifiedId):
-            with self._database.ask() as connection:
-                one = rows.with_copies(connection, meaning.file_uuid)
-            if one is None or one[0].public_id != file_id:
-                return None
-            return Held(one[0], tuple(one[1]))
+            with self._database.ask() as asking:
+                return _held(rows.with_copies(asking, meaning.file_uuid), file_id)
         with self._database.read() as session:
             found = rows.by_deployment_file_id(session, meaning.raw)
             copies = rows.copies_of(session, [file.id for file in found])
@@ -157,6 +163,13 @@ class Lookup:
             candidates = [file for file in candidates if file.id in there] or candidates
         own = [file for file in candidates if file.owner == caller.owner]
         return next(iter(own or candidates), None)
+
+
+def _held(found: rows.WithCopies | None, file_id: str) -> Held | None:
+    """A file that was found by what its id says, if it has this id."""
+    if found is None or found[0].public_id != file_id:
+        return None
+    return Held(found[0], tuple(found[1]))
 
 
 def _unknown(file_id: str) -> NotFound:

@@ -3,11 +3,11 @@
 import datetime as dt
 
 import pytest
-from sqlalchemy import event, text
 
 from app.db import access as db
 from app.db.tables import Key, User, now
 from tests.access_builders import add_file, scratch_database
+from tests.db.plans import plans
 
 
 def _key(number, moment, user_id=None, **more):
@@ -70,10 +70,10 @@ def test_a_page_of_one_user_counts_his_keys_only(database):
 
 def test_a_presented_token_brings_its_users_columns(database):
     _fill(database)
-    with database.read() as session:
-        with_user = db.presented(session, f"{1:064}", now())
-        without = db.presented(session, f"{0:064}", now())
-        unknown = db.presented(session, "f" * 64, now())
+    with database.ask() as asking:
+        with_user = db.presented(asking, f"{1:064}", now())
+        without = db.presented(asking, f"{0:064}", now())
+        unknown = db.presented(asking, "f" * 64, now())
     assert with_user is not None and without is not None
     assert (with_user.user_id, with_user.user_models) == ("alice", ["m"])
     assert (without.user_id, without.user_models) == (None, None)
@@ -85,9 +85,9 @@ def test_a_previous_token_counts_until_its_end(database):
     with database.write() as session:
         end = moment + dt.timedelta(minutes=1)
         session.add(_key(1, moment, previous_token="e" * 64, previous_expires_at=end))
-    with database.read() as session:
-        assert db.presented(session, "e" * 64, moment) is not None
-        assert db.presented(session, "e" * 64, moment + dt.timedelta(minutes=2)) is None
+    with database.ask() as asking:
+        assert db.presented(asking, "e" * 64, moment) is not None
+        assert db.presented(asking, "e" * 64, moment + dt.timedelta(minutes=2)) is None
 
 
 def test_a_token_is_found_before_the_keys_that_have_it_as_alias(database):
@@ -121,32 +121,23 @@ def test_only_living_files_are_given_up(database):
         assert db.give_up_files(session, "user:a") == []
 
 
-@pytest.mark.parametrize("question", ["presented", "called", "page", "page of a user", "users"])
+QUESTIONS = {
+    "presented": lambda a: db.presented(a, "0" * 64, now()),
+    "presented beside a file": lambda a: db.presented_beside(a, "0" * 64, now(), "1"),
+}
+QUESTIONS_OF_OBJECTS = {
+    "called": lambda s: db.keys_called(s, ["0" * 64], "alias", db.KeyFilter()),
+    "page": lambda s: db.newest_keys(s, db.KeyFilter(), limit=10),
+    "page of a user": lambda s: db.newest_keys(s, db.KeyFilter(user_id="alice"), limit=10),
+    "users": lambda s: db.page_of_users(s, db.UserFilter(), offset=0, limit=10),
+}
+
+
+@pytest.mark.parametrize("question", [*QUESTIONS, *QUESTIONS_OF_OBJECTS])
 def test_no_question_reads_a_whole_table(question):
-    statements = []
+    ask = {**QUESTIONS, **QUESTIONS_OF_OBJECTS}[question]
     with scratch_database("sqlite") as database:
-
-        @event.listens_for(database.engine, "before_cursor_execute")
-        def remember(_connection, _cursor, statement, parameters, _context, _many):
-            if statement.startswith("SELECT"):
-                statements.append((statement, parameters))
-
-        with database.read() as session:
-            if question == "presented":
-                db.presented(session, "0" * 64, now())
-            elif question == "called":
-                db.keys_called(session, ["0" * 64], "alias", db.KeyFilter())
-            elif question == "page":
-                db.newest_keys(session, db.KeyFilter(), limit=10)
-            elif question == "page of a user":
-                db.newest_keys(session, db.KeyFilter(user_id="alice"), limit=10)
-            else:
-                db.page_of_users(session, db.UserFilter(), offset=0, limit=10)
-        [*_, (statement, parameters)] = statements
-        with database.engine.connect() as connection:
-            plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters).all()
-            assert connection.execute(text("SELECT 1")).scalar() == 1
-    steps = [row[3] for row in plan]
+        [*_, steps] = plans(database, ask, of_objects=question in QUESTIONS_OF_OBJECTS)
     assert any("INDEX" in step for step in steps)
     bare = [s for s in steps if s.startswith("SCAN") and "INDEX" not in s and "anon_1" not in s]
     assert not bare, steps

@@ -5,11 +5,12 @@ import threading
 import uuid
 
 import pytest
-from sqlalchemy import event, select, text
+from sqlalchemy import select, text
 
 from app.db import files as db
 from app.db.tables import Copy, File, now
 from app.errors import DatabaseUnavailable
+from tests.db.plans import plans
 
 START = dt.datetime(2026, 11, 1, 12, tzinfo=dt.UTC)
 
@@ -64,8 +65,8 @@ def walk(database, filters, *, descending=True, limit=7):
     """The numbers of all pages, one after the other."""
     after = None
     while True:
-        with database.read() as session:
-            found = db.page(session, filters, after=after, descending=descending, limit=limit)
+        with database.ask() as asking:
+            found = db.page(asking, filters, after=after, descending=descending, limit=limit)
         yield from (int(file.id[:8]) for file in found)
         if len(found) < limit:
             return
@@ -279,33 +280,25 @@ def test_writers_in_many_threads_lose_nothing(served_database):
 
 
 QUESTIONS = {
-    "a page": lambda s: db.page(s, db.Filters("o"), after=None, descending=True, limit=10),
-    "a later page": lambda s: db.page(
-        s, db.Filters("o"), after=(START, "x"), descending=False, limit=10
+    "a page": lambda a: db.page(a, db.Filters("o"), after=None, descending=True, limit=10),
+    "a later page": lambda a: db.page(
+        a, db.Filters("o"), after=(START, "x"), descending=False, limit=10
     ),
-    "a narrowed page": lambda s: db.page(
-        s, db.Filters("o", "raw", "batch", ("a", "b")), after=None, descending=True, limit=10
+    "a narrowed page": lambda a: db.page(
+        a, db.Filters("o", "raw", "batch", ("a", "b")), after=None, descending=True, limit=10
     ),
+    "a file and its copies": lambda a: db.with_copies(a, "1"),
+}
+QUESTIONS_OF_OBJECTS = {
     "by provider id": lambda s: db.by_deployment_file_id(s, "file-1"),
     "copies": lambda s: db.copies_of(s, ["1"]),
 }
 
 
-@pytest.mark.parametrize("question", QUESTIONS)
+@pytest.mark.parametrize("question", [*QUESTIONS, *QUESTIONS_OF_OBJECTS])
 def test_no_question_reads_a_whole_table(memory, question):
-    asked = []
-
-    @event.listens_for(memory.engine, "before_cursor_execute")
-    def remember(_connection, _cursor, statement, parameters, _context, _many):
-        if statement.startswith("SELECT"):
-            asked.append((statement, parameters))
-
-    with memory.read() as session:
-        QUESTIONS[question](session)
-    [(statement, parameters)] = asked
-    with memory.engine.connect() as connection:
-        plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters).all()
-    steps = [row[3] for row in plan]
+    ask = {**QUESTIONS, **QUESTIONS_OF_OBJECTS}[question]
+    [steps] = plans(memory, ask, of_objects=question in QUESTIONS_OF_OBJECTS)
     assert not [step for step in steps if step.startswith("SCAN")], steps
     if question.endswith("page"):
         assert not [step for step in steps if "TEMP B-TREE" in step], steps

@@ -147,6 +147,19 @@ def test_a_key_is_looked_up_in_one_statement(access, database):
     assert len(seen) == 1
 
 
+def test_a_key_and_the_file_that_is_asked_for_are_found_in_one_statement(access, database):
+    secret, file_uuid = issue(access), add_file(database, "user:a")
+    seen = statements(database)
+    caller, found = access.authenticate_beside(secret, file_uuid)
+    assert len(seen) == 1
+    assert caller == access.authenticate(secret)
+    assert found is not None and found[0].id == file_uuid
+    assert access.authenticate_beside(secret, "f" * 36) == (caller, None)
+    assert access.authenticate_beside(MASTER_KEY, file_uuid)[1] is None
+    with pytest.raises(NotAuthenticated):
+        access.authenticate_beside("sk-" + "f" * 20, file_uuid)
+
+
 # Which models
 
 
