@@ -22,8 +22,9 @@ from sqlalchemy.exc import (
     TimeoutError as PoolTimeout,
 )
 from sqlalchemy.orm import Session, sessionmaker
-from sqlalchemy.pool import StaticPool
+from sqlalchemy.pool import QueuePool, StaticPool
 
+from app import turns
 from app.db.question import Asking, autocommit
 from app.errors import ConfigError, DatabaseUnavailable, InvalidRequest
 
@@ -52,6 +53,11 @@ class Database:
         self._write = sessionmaker(writing, expire_on_commit=False)
         is_sqlite = engine.dialect.name == "sqlite"
         self._turn: Any = _Turn(engine.url.database) if is_sqlite else nullcontext()
+        # A server's connection may be gone when it is wanted again, which the pool finds out. A
+        # file's is there: so one is kept out of the pool, whose way is longer than a question's.
+        self._resting: list[_Asked] = []
+        has_several = isinstance(engine.pool, QueuePool) and engine.pool.size() > 1
+        self._most_resting = int(is_sqlite and has_several)
 
     @contextmanager
     def read(self) -> Iterator[Session]:
@@ -59,9 +65,24 @@ class Database:
         with _as_unavailable(), self._read() as session:
             yield session
 
-    def ask(self) -> "_Asked":
+    @contextmanager
+    def ask(self) -> Iterator[Asking]:
         """A connection for questions that are asked all the time: see `app.db.question`."""
-        return _Asked(self.engine)
+        try:
+            asked = self._resting.pop()
+        except IndexError:
+            with _as_unavailable():
+                asked = _Asked(self.engine)
+        try:
+            yield asked.asking
+        except BaseException as error:
+            if (instead := asked.failed(error)) is not None:
+                raise instead from error
+            raise
+        if len(self._resting) < self._most_resting:
+            self._resting.append(asked)
+        else:
+            asked.back()
 
     @contextmanager
     def write(self) -> Iterator[Session]:
@@ -84,30 +105,30 @@ class _Asked:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-
-    def __enter__(self) -> Asking:
-        with _as_unavailable():
-            self._lent = self._engine.raw_connection()
+        self._lent = engine.raw_connection()
         connection = self._lent.dbapi_connection
         autocommit(connection, on=True)
-        return Asking(connection, self._engine.dialect)
+        self.asking = Asking(connection, engine.dialect)
 
-    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        dialect, lent = self._engine.dialect, self._lent
+    def back(self) -> None:
+        """Give it back."""
+        autocommit(self._lent.dbapi_connection, on=False)
+        self._lent.close()
+
+    def failed(self, error: BaseException | None) -> Exception | None:
+        """Give it back after an error, or drop it; what the error is to be instead, if anything."""
+        dialect, connection = self._engine.dialect, self._lent.dbapi_connection
         driver = dialect.loaded_dbapi
-        if isinstance(error, driver.Error):
-            connection = lent.dbapi_connection
-            if connection is not None and dialect.is_disconnect(error, connection, None):
-                # What was lent before this connection is as broken as this one.
-                lent.invalidate(error)
-            else:
-                autocommit(connection, on=False)
-            lent.close()
-            if isinstance(error, driver.DataError):
-                raise _cannot_be_stored() from error
-            raise DatabaseUnavailable from error
-        autocommit(lent.dbapi_connection, on=False)
-        lent.close()
+        is_drivers = isinstance(error, driver.Error)
+        if is_drivers and connection and dialect.is_disconnect(error, connection, None):  # type: ignore[arg-type]  # it is the driver's
+            # What was lent before this connection is as broken as this one.
+            self._lent.invalidate(error)
+            self._lent.close()
+        else:
+            self.back()
+        if isinstance(error, driver.DataError):
+            return _cannot_be_stored()
+        return DatabaseUnavailable() if is_drivers else None
 
 
 class _Turn:
@@ -133,6 +154,7 @@ class _Turn:
         self._gave_up = 0
 
     def __enter__(self) -> None:
+        turns.leave()
         before = self._gave_up
         # One thread of a process at a time, for these locks are the whole process's.
         if not self._threads.acquire(timeout=LINE_SECONDS):

@@ -1,27 +1,17 @@
-"""The only module that sends HTTP: time-outs, retries, and failures as UpstreamError."""
+"""What is asked of an upstream over HTTP: time-outs, retries, and failures as UpstreamError."""
 
 import io
 import json
 import math
-import os
 import re
-import socket
 import ssl
-import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
-from functools import partial
-from http.cookiejar import DefaultCookiePolicy
-from typing import Any, Self, TypedDict
+from typing import Any, TypedDict
 
 import requests
 import urllib3
-from requests.adapters import HTTPAdapter
-from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
-from urllib3.util import Retry
 
-from app import signals
+from app import signals, turns
 from app.errors import (
     GatewayError,
     NotFound,
@@ -30,11 +20,11 @@ from app.errors import (
     UpstreamRejected,
     UpstreamTimeout,
 )
+from app.providers.lines import CHUNK_BYTES, Line, cancelled_by, is_cancelled, repeated
 from app.settings import Deployment
 from app.transfers import Cancellation
 
 CONNECT_TIMEOUT_SECONDS = 5.0
-CHUNK_BYTES = 256 * 1024
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 """The largest JSON answer that is read whole; a list of 10,000 files has about 3 MB."""
 
@@ -43,7 +33,6 @@ _SUSPICIOUS = re.compile(rb"\\u(?:0000|[dD][89a-fA-F])|\xed[\xa0-\xbf]|[0-9][eE]
 
 _BUSY = (429, 503)
 _TROUBLE = (408, 429, 500, 502, 503, 504)
-_LONGEST_WAIT_SECONDS = 5
 _CREDENTIALS = ("Authorization", "api-key", "x-api-key", "x-goog-api-key")
 
 Headers = Mapping[str, str]
@@ -82,11 +71,11 @@ class Upstream:
         self._deployment = deployment
         self._timeout = (CONNECT_TIMEOUT_SECONDS, deployment.timeout_seconds)
         tries = deployment.max_retries
-        self._repeatable = _session(
-            base_url, pool_size, _retry(tries, status=_TROUBLE, read=tries, other=tries)
+        self._repeatable = Line(
+            self.base_url, pool_size, repeated(tries, status=_TROUBLE, read=tries, other=tries)
         )
-        self._uploading = _session(base_url, pool_size, _retry(tries, status=_BUSY))
-        self._once = _session(base_url, pool_size, _retry(0))
+        self._uploading = Line(self.base_url, pool_size, repeated(tries, status=_BUSY))
+        self._once = Line(self.base_url, pool_size, repeated(0))
 
     def json(
         self, method: str, path: str, *, params: Mapping[str, str] | None = None
@@ -139,8 +128,8 @@ class Upstream:
         for a status of 300 and above that is not `allowed`; an UpstreamError is `retryable` when
         the upstream has done nothing for sure.
         """
-        session = self._repeatable if repeatable else self._uploading
-        response = self._send(session, method, path, params=params, data=body, headers=headers)
+        line = self._repeatable if repeatable else self._uploading
+        response = self._send(line, method, path, params=params, data=body, headers=headers)
         answer = Answer(response, self._failure)
         if answer.status not in allowed:
             self.raise_for(answer)
@@ -165,15 +154,13 @@ class Upstream:
         Every UpstreamError of a request that was not answered is `retryable` here: the caller
         knows that nothing was stored by it.
         """
-        session = self._repeatable if method == "GET" else self._once
-        _this_thread.cancellation = cancellation
+        line = self._repeatable if method == "GET" else self._once
         try:
-            response = self._send(session, method, path, data=body, headers=headers)
+            with cancelled_by(cancellation):
+                response = self._send(line, method, path, data=body, headers=headers)
         except UpstreamError as error:
             error.retryable = True
             raise
-        finally:
-            _this_thread.cancellation = None
         return Answer(response, self._failure)
 
     def raise_for(self, answer: "Answer") -> None:
@@ -184,7 +171,7 @@ class Upstream:
 
     def _send(
         self,
-        session: requests.Session,
+        line: Line,
         method: str,
         path: str,
         *,
@@ -195,15 +182,13 @@ class Upstream:
         sent = {**self._headers(), **(headers or {})}
         call = signals.tell().upstream_call(self._deployment.provider, self._deployment.id, method)
         try:
-            response = session.request(
+            response = line.send(
                 method,
-                self.base_url + path,
+                path,
                 params=params,
                 data=data,
                 headers={**sent, **call.headers} if call.headers else sent,
                 timeout=self._timeout,
-                allow_redirects=False,
-                stream=True,
             )
         except requests.RequestException as error:
             failure = self._failure(error)
@@ -319,8 +304,10 @@ class Answer:
         """
         try:
             read = self.response.raw.read1
+            turns.leave()
             while chunk := read(CHUNK_BYTES, decode_content=self._is_packed):
                 yield chunk
+                turns.leave()
         except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
             raise self._failure(error) from error
 
@@ -406,8 +393,7 @@ def _only(headers: Headers, names: tuple[str, ...]) -> dict[str, str]:
 
 def _outcome(failure: UpstreamError) -> str:
     """Why there is no answer, in a word."""
-    cancellation: Cancellation | None = getattr(_this_thread, "cancellation", None)
-    if cancellation is not None and cancellation.is_cancelled:
+    if is_cancelled():
         return signals.GIVEN_UP
     return "timeout" if isinstance(failure, UpstreamTimeout) else signals.NO_ANSWER
 
@@ -421,133 +407,3 @@ def _reason(error: Exception) -> Any:
 def _is_untrusted(reason: Any) -> bool:
     """Whether a connection ended at the server's certificate, before a request was sent."""
     return any(isinstance(cause, ssl.SSLCertVerificationError) for cause in reason.args)
-
-
-class _Retry(Retry):
-    """Retry that ends with a cancel, and takes no Retry-After of another form for a breakdown."""
-
-    def increment(self, *args: Any, **named: Any) -> Self:
-        cancellation: Cancellation | None = getattr(_this_thread, "cancellation", None)
-        tries = self
-        if cancellation is not None and cancellation.is_cancelled:
-            tries = self.new(total=0)
-        return Retry.increment(tries, *args, **named)
-
-    def parse_retry_after(self, retry_after: str) -> float:
-        try:
-            return super().parse_retry_after(retry_after)
-        except urllib3.exceptions.InvalidHeader:
-            return 0.0
-
-
-def _retry(total: int, *, status: tuple[int, ...] = (), read: int = 0, other: int = 0) -> Retry:
-    return _Retry(
-        total=total,
-        connect=total,
-        read=read,
-        other=other,
-        redirect=0,
-        status=total if status else 0,
-        status_forcelist=status,
-        allowed_methods=None,
-        backoff_factor=0.2,
-        backoff_max=_LONGEST_WAIT_SECONDS,
-        retry_after_max=_LONGEST_WAIT_SECONDS,
-        respect_retry_after_header=bool(status),
-        raise_on_status=False,
-        raise_on_redirect=False,
-    )
-
-
-_this_thread = threading.local()
-
-
-class _Connection(HTTPConnection):
-    """A connection that a cancel of the request which it carries, and of no other, shuts."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._lock = threading.Lock()
-        self._carried: Cancellation | None = None
-
-    def request(self, *args: Any, **kwargs: Any) -> None:
-        with self._lock:
-            self._carried = getattr(_this_thread, "cancellation", None)
-        super().request(*args, **kwargs)
-
-    def getresponse(self) -> Any:
-        if self._carried is not None and self.sock is not None:
-            # Taken now: http.client forgets the socket of an answer that ends with the connection.
-            self._carried.then(partial(self._shut, self._carried, self.sock))
-        return super().getresponse()
-
-    def _shut(self, cancellation: Cancellation, sock: socket.socket) -> None:
-        with self._lock, suppress(OSError):
-            # A body that was read to its end has given the connection back: it may be another's.
-            if self._carried is cancellation:
-                # Not the method of an SSL socket, which would take the reader's state away from it.
-                socket.socket.shutdown(sock, socket.SHUT_RDWR)
-
-
-class _TLSConnection(_Connection, HTTPSConnection):
-    pass
-
-
-class _Told:
-    """A pool that tells of its connections."""
-
-    def _new_conn(self) -> Any:
-        signals.tell().connected()
-        return super()._new_conn()  # type: ignore[misc]  # the pool beside it has it
-
-    def _get_conn(self, timeout: float | None = None) -> Any:
-        connection = super()._get_conn(timeout)  # type: ignore[misc]  # likewise
-        signals.tell().connections_in_use(1)
-        return connection
-
-    def _put_conn(self, conn: Any) -> None:
-        signals.tell().connections_in_use(-1)
-        super()._put_conn(conn)  # type: ignore[misc]  # likewise
-
-
-class _Pool(_Told, HTTPConnectionPool):
-    ConnectionCls = _Connection
-
-
-class _TLSPool(_Told, HTTPSConnectionPool):
-    ConnectionCls = _TLSConnection
-
-
-class _Adapter(HTTPAdapter):
-    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-        # A body is sent in blocks of this size; http.client's own 16 KB costs a third more CPU.
-        super().init_poolmanager(*args, blocksize=CHUNK_BYTES, **kwargs)
-        self.poolmanager.pool_classes_by_scheme = {"http": _Pool, "https": _TLSPool}
-
-
-def _session(base_url: str, pool_size: int, retry: Retry) -> requests.Session:
-    session = requests.Session()
-    # Read once here instead of at every request. Left on, a .netrc would also replace our
-    # credential for the host.
-    session.trust_env = False
-    session.proxies.update(requests.utils.get_environ_proxies(base_url))
-    session.verify = os.environ.get("REQUESTS_CA_BUNDLE") or True
-    session.headers.clear()
-    session.headers.update(
-        {"Accept": "*/*", "Accept-Encoding": "identity", "User-Agent": "manifold"}
-    )
-    session.cookies.set_policy(_NoCookies())
-    adapter = _Adapter(pool_connections=1, pool_maxsize=pool_size, max_retries=retry)
-    session.mount("http://", adapter)
-    session.mount("https://", adapter)
-    return session
-
-
-class _NoCookies(DefaultCookiePolicy):
-    """One caller's cookies are not the next one's."""
-
-    def set_ok(self, cookie: Any, request: Any) -> bool:
-        return False
-
-    def return_ok(self, cookie: Any, request: Any) -> bool:
-        return False

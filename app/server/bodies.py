@@ -6,6 +6,8 @@ from typing import Any
 from gunicorn.http import errors as refused
 from gunicorn.http.body import Body, LengthReader
 
+from app import turns
+
 
 class Arriving:
     """A request's body that is asked for when it is read first, and that ends early as an error.
@@ -49,6 +51,7 @@ class Arriving:
             # It came with the head, and is all that was asked for: nothing is read ahead.
             data: bytes = reader.unreader.read(min(size, held))
         else:
+            turns.leave()
             data = self._sock.recv(size) if size > 0 else b""
         reader.length -= len(data)
         return data

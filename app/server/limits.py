@@ -13,6 +13,9 @@ LINGER_IDLE_SECONDS = 2
 DRAIN_SECONDS = 5
 """How long the rest of a body that nobody wanted is read, so that the connection may be kept."""
 
+STAY_SECONDS = 0.02
+"""How long a thread waits for its connection's next request before it is free for others."""
+
 LINE_BYTES = 8190
 HEADERS = 100
 HEADER_BYTES = 8190

@@ -1,16 +1,23 @@
 """gunicorn's threaded worker: a thread for each request at hand."""
 
 import errno
+import select
 import selectors
 import socket
 import struct
 import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from functools import partial
 from typing import Any
 
+from gunicorn import util
+from gunicorn.http import wsgi
 from gunicorn.workers import gthread
 
+from app import turns
 from app.server import limits
+from app.server.answers import Answer
 from app.server.bodies import Arriving, Input
 from app.server.peers import caller
 from app.server.refusals import Refusing, SlowHeadError, linger
@@ -25,6 +32,19 @@ class Client(socket.socket):
 
     _deadline: float | None = None
     _is_readable = False
+    _poll: Any = None
+
+    def setblocking(self, flag: bool, /) -> None:
+        """As a socket's, without a system call for what is so already."""
+        if flag is not (self.gettimeout() is None):
+            super().setblocking(flag)
+
+    def has_more(self, seconds: float) -> bool:
+        """Whether something can be read, the end of it too, now or within that time."""
+        if self._poll is None:
+            self._poll = select.poll()
+            self._poll.register(self, select.POLLIN)
+        return bool(self._poll.poll(seconds * 1000))
 
     def limit(self) -> None:
         """Wait for at most IDLE_SECONDS at a time, from now on."""
@@ -66,6 +86,15 @@ class Client(socket.socket):
             raise ConnectionResetError(errno.ECONNRESET, "the client stopped reading") from error
 
 
+class _Threads(ThreadPoolExecutor):
+    """The threads of a worker."""
+
+    @property
+    def is_short(self) -> bool:
+        """Whether a request waits for a thread."""
+        return not self._work_queue.empty()
+
+
 class Worker(Refusing, gthread.ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
     """gunicorn's threaded worker, with answers in our envelope and no wait in its main loop.
 
@@ -73,6 +102,8 @@ class Worker(Refusing, gthread.ThreadWorker):  # type: ignore[misc]  # gunicorn 
     everything that waits there stops all of them. New connections therefore wait for their first
     byte in the poller, not in a thread, and connections are closed by their own thread.
     """
+
+    alive: bool
 
     def accept(self, listener: Any) -> None:
         try:
@@ -105,11 +136,36 @@ class Worker(Refusing, gthread.ThreadWorker):  # type: ignore[misc]  # gunicorn 
                         self.accept(listener)
                 listener.close()
 
+    def get_thread_pool(self) -> "_Threads":
+        return _Threads(max_workers=self.cfg.threads)
+
     def handle(self, conn: Any) -> Any:
+        again = self._one(conn)
+        while again is True and self._is_worth_staying(conn):
+            again = self._one(conn)
+        return again
+
+    def _is_worth_staying(self, conn: Any) -> bool:
+        """Whether this thread goes on with its connection's next request.
+
+        A busy client sends it at once. The way through the main loop, two threads further and ten
+        system calls long, would cost as much as a small answer.
+        """
+        if not self.alive or not isinstance(conn.sock, Client):
+            return False
+        if conn.parser.unreader.buf.getvalue():
+            return True
+        return not self.tpool.is_short and conn.sock.has_more(limits.STAY_SECONDS)
+
+    def _one(self, conn: Any) -> Any:
         if isinstance(conn.sock, Client):
             conn.sock.expect_head()
         conn.unread = True
-        again = super().handle(conn)
+        turns.take()
+        try:
+            again = super().handle(conn)
+        finally:
+            turns.leave()
         if again is False:
             if conn.unread:
                 if isinstance(conn.sock, Client):
@@ -119,19 +175,54 @@ class Worker(Refusing, gthread.ThreadWorker):  # type: ignore[misc]  # gunicorn 
             conn.closed = True
         return again
 
-    def handle_request(self, req: Any, conn: Any) -> Any:
+    def handle_request(self, req: Any, conn: Any) -> bool:
+        """Let the application answer; whether the connection may carry another request."""
         if isinstance(conn.sock, Client):
             conn.sock.expect_no_head()
         conn.body = Arriving(req.body.reader, conn.sock, req._expected_100_continue)
         req.body = Input(conn.body)
         req._expected_100_continue = False
         # The connection may carry several clients' requests, one after the other.
-        peer = conn.client
-        conn.client = caller(req, peer)
+        peer = caller(req, conn.client)
+        begun = datetime.now()  # gunicorn's log wants a difference of two such
+        answer, environ = wsgi.create(req, conn.sock, peer, conn.server, self.cfg, Answer)
+        environ["wsgi.multithread"] = True
+        self._count_request(answer)
         try:
-            return super().handle_request(req, conn)
+            self._answer(environ, answer)
+        except OSError:
+            raise
+        except (Exception, SystemExit):
+            if not answer.headers_sent:
+                raise
+            # A second answer on this connection would be taken for a part of the first.
+            self.log.exception("Error handling request")
+            util.close_graceful(conn.sock)
+            raise StopIteration from None
         finally:
-            conn.client = peer
+            self.log.access(answer, req, environ, datetime.now() - begun)  # as above
+        return not answer.should_close()
+
+    def _count_request(self, answer: Answer) -> None:
+        self.nr += 1
+        if self.nr >= self.max_requests and self.alive:
+            self.log.info("Autorestarting worker after current request.")
+            self.alive = False
+        if not self.alive or len(self.keepalived_conns) >= self.max_keepalived:
+            answer.force_close()
+
+    def _answer(self, environ: dict[str, Any], answer: Answer) -> None:
+        chunks = self.wsgi(environ, answer.start_response)
+        try:
+            if isinstance(chunks, environ["wsgi.file_wrapper"]):
+                answer.write_file(chunks)
+            else:
+                for chunk in chunks:
+                    answer.write(chunk)
+            answer.close()
+        finally:
+            if hasattr(chunks, "close"):
+                chunks.close()
 
     def _keepalive_after(self, conn: Any, keepalive: Any) -> bool:
         # A client that was never told to continue may send its body or not: nothing can follow.

@@ -660,3 +660,73 @@ def test_a_late_cancel_does_not_touch_who_has_the_connection_now():
         assert infer_at(upstream, cancellation) == b"first"
         assert infer_at(upstream) == b"second"
         assert server.connections == 1
+
+
+# What a request is made of
+
+
+def test_a_small_body_comes_with_its_head(monkeypatch):
+    sent: list[bytes] = []
+    send = socket.socket.sendall
+
+    def sendall(sock: socket.socket, data: bytes, *flags: int) -> None:
+        if sock.getpeername() == at:
+            sent.append(bytes(data))
+        send(sock, data, *flags)
+
+    with serving(answer()) as server:
+        at = ("127.0.0.1", int(server.address.rpartition(":")[2].removesuffix("/v1")))
+        monkeypatch.setattr(socket.socket, "sendall", sendall)
+        upstream = speak_to(server)
+        infer_at(upstream)
+        upstream.post("/batches", {"a": "b"})
+        upload_to(upstream, b"x" * 300_000)
+    assert len(sent) >= 4, "what is large is not copied"
+    assert sent[:2] == server.requests[:2]
+    assert b"".join(sent[2:]) == server.requests[2]
+
+
+@pytest.mark.parametrize(
+    ("path", "params", "line"),
+    [
+        ("/files/file-1_a.b~c", None, b"GET /v1/files/file-1_a.b~c HTTP/1.1"),
+        ("/files/a b", None, b"GET /v1/files/a%20b HTTP/1.1"),
+        ("/files/a%2Fb", None, b"GET /v1/files/a%2Fb HTTP/1.1"),
+        ("/files", {"after": "a&b"}, b"GET /v1/files?after=a%26b HTTP/1.1"),
+        ("/files/\u00e4", None, b"GET /v1/files/%C3%A4 HTTP/1.1"),
+    ],
+)
+def test_a_path_is_written_as_an_address_needs_it(path, params, line):
+    with serving(answer()) as server:
+        speak_to(server).json("GET", path, params=params)
+    assert server.requests[0].splitlines()[0] == line
+
+
+def test_a_request_says_no_more_of_itself_than_it_needs():
+    with serving(answer()) as server:
+        upstream = speak_to(server)
+        upstream.json("GET", "/files")
+        upstream.json("DELETE", "/files/1")
+        upstream.post("/files/1/cancel")
+
+    def headers(request: bytes) -> dict[str, str]:
+        lines = request.decode().partition("\r\n\r\n")[0].split("\r\n")[1:]
+        return {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
+
+    always = {
+        "host": server.address.removeprefix("http://").removesuffix("/v1"),
+        "accept": "*/*",
+        "accept-encoding": "identity",
+        "user-agent": "manifold",
+        "authorization": "Bearer sk-up",
+    }
+    assert headers(server.requests[0]) == always
+    assert headers(server.requests[1]) == {**always, "content-length": "0"}
+    posted = {**always, "content-length": "0", "content-type": "application/json"}
+    assert headers(server.requests[2]) == posted
+
+
+def test_a_header_that_would_be_two_is_not_sent():
+    with serving(answer()) as server, pytest.raises(UpstreamError):
+        speak_to(server).stream("GET", "/files/1/content", headers={"Range": "bytes=0-1\r\nX: y"})
+    assert server.requests == []

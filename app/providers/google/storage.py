@@ -13,7 +13,8 @@ from typing import Any, BinaryIO
 from urllib.parse import quote, urlsplit
 
 from app.errors import GatewayError, NotFound, UpstreamError, UpstreamRejected
-from app.providers.upstream import CHUNK_BYTES, Answer, Upstream
+from app.providers.lines import CHUNK_BYTES
+from app.providers.upstream import Answer, Upstream
 from app.transfers import Cancellation
 
 CHUNK = 8 * 1024 * 1024

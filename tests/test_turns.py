@@ -1,0 +1,75 @@
+"""One thread at work at a time, and nobody who waits for long."""
+
+import threading
+import time
+
+from app import turns
+
+
+def in_thread(do):
+    thread = threading.Thread(target=do)
+    thread.start()
+    return thread
+
+
+def test_others_wait_for_who_is_at_work_and_go_on_without_the_turn(monkeypatch):
+    monkeypatch.setattr(turns, "PATIENCE_SECONDS", 0.05)
+    begun = time.monotonic()
+    waited = []
+
+    def second():
+        turns.take()
+        waited.append(time.monotonic() - begun)
+        turns.leave()
+
+    turns.take()
+    in_thread(second).join()
+    turns.leave()
+    assert waited[0] >= 0.05
+
+
+def test_who_leaves_the_turn_lets_the_next_one_begin(monkeypatch):
+    monkeypatch.setattr(turns, "PATIENCE_SECONDS", 60)
+    turns.take()
+    begun = threading.Event()
+
+    def second():
+        turns.take()
+        begun.set()
+        turns.leave()
+
+    thread = in_thread(second)
+    assert not begun.wait(0.05)
+    turns.leave()
+    assert begun.wait(10)
+    thread.join()
+
+
+def test_who_did_not_get_it_cannot_leave_it(monkeypatch):
+    monkeypatch.setattr(turns, "PATIENCE_SECONDS", 0.001)
+
+    def impatient():
+        turns.take()
+        turns.leave()
+
+    turns.take()
+    in_thread(impatient).join()
+    assert turns._turn.locked()
+    turns.leave()
+    turns.leave()
+    assert not turns._turn.locked()
+
+
+def test_only_who_has_taken_turns_takes_another():
+    in_thread(turns.go_on).join()
+    assert not turns._turn.locked()
+
+    def serve():
+        turns.take()
+        turns.leave()
+        turns.go_on()
+        assert turns._turn.locked()
+        turns.leave()
+
+    in_thread(serve).join()
+    assert not turns._turn.locked()
