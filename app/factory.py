@@ -26,6 +26,7 @@ from app.api import (
     users,
 )
 from app.api import metrics as scraping
+from app.api.application import Application
 from app.api.reference import page
 from app.console import room, signing_in
 from app.db.engine import Database, connect
@@ -87,12 +88,7 @@ def create_app(
     Database and providers (by deployment id) are those of the settings unless they are given.
     `metrics` are this process's, None when it counts nothing.
     """
-    app = Flask("app", static_folder=None)
-    app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
-    app.json.sort_keys = False  # type: ignore[attr-defined]  # Flask's default provider has it
-    app.json.ensure_ascii = False  # type: ignore[attr-defined]  # likewise
-    app.url_map.merge_slashes = False
-    app.url_map.strict_slashes = False
+    app = Application("app")
     app.extensions["manifold"] = services = build(settings, database, providers, metrics)
     errors.install(app)
     security_headers.install(app)

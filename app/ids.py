@@ -12,6 +12,7 @@ import re
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 from urllib.parse import unquote
 
@@ -81,6 +82,7 @@ def encode_file(raw: str, model: str) -> str:
     return _FILE_PREFIX + _encode(f"litellm:{raw};model,{model}")
 
 
+@lru_cache(maxsize=256)
 def decode(file_id: str) -> FileId | None:
     """What an id from a client says, or None for what nobody can have issued.
 

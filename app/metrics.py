@@ -253,8 +253,10 @@ class Metrics:
 
         # The library's own way for processes that come to know their folder late.
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(self._folder)
-        made: Callable[[], Any] = values.MultiProcessValue
-        values.ValueClass = made()
+        made: Callable[..., Any] = values.MultiProcessValue
+        # Asked at every count, and the answer is always the same: nobody forks after this.
+        process = os.getpid()
+        values.ValueClass = made(lambda: process)
         self.meters = Meters(role)
 
     def _join(self) -> int:

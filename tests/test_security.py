@@ -20,8 +20,8 @@ LOOK_UPS = {
     # The row was found by this very hash; the comparison says only which of its two it was.
     "row.token == token",
     # Columns: the database looks a hash up in an index.
-    "keys.token == bindparam('token')",
-    "keys.previous_token == bindparam('token')",
+    "_KEY.token == bindparam('token')",
+    "_KEY.previous_token == bindparam('token')",
 }
 """Comparisons that tell nobody anything about a secret."""
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from enum import Enum
 from typing import Any, TypeVar
 
-from flask import Flask, current_app, g, request
+from flask import Flask, g, request
 
 from app import ids
 from app.api import context
@@ -81,13 +81,19 @@ def install(
     """
 
     def check() -> None:
-        if _is_open() or _is_scraper():
+        if _is_open():
+            return
+        required = _guard_of(app, request.endpoint or "")
+        if required is Guard.METRICS and _has_metrics_token():
             return
         by_session = door_of(app, request.endpoint or "") is Door.SESSION
         found = signed_in() if by_session else _holder()
         g.caller = caller = replace(found, origin=Origin(context.request_id(), request.remote_addr))
         on_caller(caller)
-        _require_served(caller)
+        if required is None or not _serves(required, caller):
+            raise NotPermitted(
+                f"User {caller.display_name} may not {request.method} {request.url_rule}"
+            )
 
     app.before_request(check)
 
@@ -123,20 +129,10 @@ def _is_open() -> bool:
     return rule is None or rule.rule in OPEN_ROUTES or rule.rule in OPEN_PAGES
 
 
-def _is_scraper() -> bool:
-    """Whether this is a request for the metrics, with the token that is for nothing else."""
-    if _guard_of(current_app, request.endpoint or "") is not Guard.METRICS:
-        return False
+def _has_metrics_token() -> bool:
+    """Whether this is a request with the token that is for the metrics and for nothing else."""
     token = services().settings.metrics_token
     return token is not None and hmac.compare_digest(presented_secret().encode(), token.encode())
-
-
-def _require_served(caller: Caller) -> None:
-    required = _guard_of(current_app, request.endpoint or "")
-    if required is None or not _serves(required, caller):
-        raise NotPermitted(
-            f"User {caller.display_name} may not {request.method} {request.url_rule}"
-        )
 
 
 def _guard_of(app: Flask, endpoint: str) -> Guard | None:
@@ -144,15 +140,14 @@ def _guard_of(app: Flask, endpoint: str) -> Guard | None:
 
 
 def _serves(required: Guard, caller: Caller) -> bool:
-    return {
-        # An open view whose rule is not listed is a mistake of ours, and stays shut.
-        Guard.OPEN: False,
-        Guard.ANY_KEY: True,
-        Guard.WRITE: caller.may_write,
-        Guard.ADMIN_READ: caller.sees_everything,
-        Guard.ADMIN: caller.is_admin,
-        Guard.METRICS: caller.sees_everything,
-    }[required]
+    if required is Guard.ANY_KEY:
+        return True
+    if required is Guard.WRITE:
+        return caller.may_write
+    if required is Guard.ADMIN:
+        return caller.is_admin
+    # An open view whose rule is not listed is a mistake of ours, and stays shut.
+    return required in (Guard.ADMIN_READ, Guard.METRICS) and caller.sees_everything
 
 
 def presented_secret() -> str:

@@ -41,7 +41,8 @@ def optional_object() -> dict[str, Any]:
 
     Raises InvalidRequest when there is a body that is no JSON object.
     """
-    if not request.content_length and "chunked" not in request.headers.get("Transfer-Encoding", ""):
+    environ = request.environ
+    if "CONTENT_LENGTH" not in environ and "HTTP_TRANSFER_ENCODING" not in environ:
         return {}
     raw = read()
     return _parsed(raw) if raw.strip() else {}

@@ -22,11 +22,20 @@ def install(app: Flask) -> None:
     app.after_request(_harden)
 
 
+_NAMES = tuple((name, name.lower(), value) for name, value in HEADERS.items())
+
+
 def _harden(response: Response) -> Response:
-    for name, value in HEADERS.items():
-        response.headers.setdefault(name, value)
+    headers = response.headers
+    present = {name.lower() for name, _ in headers}
+    for name, lower, value in _NAMES:
+        if lower not in present:
+            headers.add(name, value)
     rule = request.url_rule
-    is_kept = response.cache_control.max_age is not None
-    if not is_kept and (rule is None or rule.rule not in OPEN_ROUTES):
-        response.cache_control.no_store = True
+    is_open = rule is not None and rule.rule in OPEN_ROUTES
+    if "cache-control" in present:
+        if response.cache_control.max_age is None and not is_open:
+            response.cache_control.no_store = True
+    elif not is_open:
+        headers.add("Cache-Control", "no-store")
     return response

@@ -21,6 +21,7 @@ _HEADERS = {
     "x-litellm-target-model-names": "target_model_names",
     "custom-llm-provider": "custom_llm_provider",
 }
+_IN_ENVIRON = frozenset(f"HTTP_{name.upper().replace('-', '_')}" for name in _HEADERS)
 _BRACKETS = re.compile(r"\[\d{0,4}\]$")
 _LISTS = frozenset({"target_model_names"})
 
@@ -48,6 +49,8 @@ def hints(body: Mapping[str, Any] | None = None) -> Hints:
     Raises InvalidRequest for a field that would choose an address or a credential: those come
     from the configuration alone.
     """
+    if _says_nothing() and not body:
+        return _NO_HINTS
     refuse_forbidden(request.args)
     refuse_forbidden(body or {})
     found = [
@@ -56,6 +59,19 @@ def hints(body: Mapping[str, Any] | None = None) -> Hints:
         if (values := _values(kind, raw))
     ]
     return Hints(found)
+
+
+_NO_HINTS = Hints()
+
+
+def _says_nothing() -> bool:
+    """Whether path, query and headers are without a word of it, as those of most requests are."""
+    environ = request.environ
+    return (
+        not environ.get("QUERY_STRING")
+        and _SELECTORS.keys().isdisjoint(request.view_args or ())
+        and _IN_ENVIRON.isdisjoint(environ)
+    )
 
 
 def refuse_forbidden(names: Mapping[str, Any]) -> None:
@@ -75,8 +91,9 @@ def _found(body: Mapping[str, Any]) -> Iterator[tuple[str, str, list[Any]]]:
         if name in _SELECTORS:
             yield "path", _SELECTORS[name], [value]
     for header, kind in _HEADERS.items():
-        if values := request.headers.getlist(header):
-            yield f"header {header}", kind, list(values)
+        # WSGI has made one of several.
+        if (value := request.headers.get(header)) is not None:
+            yield f"header {header}", kind, [value]
     yield from _named("query", request.args.lists())
     yield from _named("body", ((name, value) for name, value in body.items()))
 
