@@ -71,8 +71,7 @@ class Database:
         try:
             asked = self._resting.pop()
         except IndexError:
-            with _as_unavailable():
-                asked = _Asked(self.engine)
+            asked = _Asked(self.engine)
         try:
             yield asked.asking
         except BaseException as error:
@@ -105,7 +104,10 @@ class _Asked:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._lent = engine.raw_connection()
+        try:
+            self._lent = engine.raw_connection()
+        except (engine.dialect.loaded_dbapi.Error, DBAPIError, PoolTimeout) as error:
+            raise DatabaseUnavailable from error
         connection = self._lent.dbapi_connection
         autocommit(connection, on=True)
         self.asking = Asking(connection, engine.dialect)

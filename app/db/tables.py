@@ -18,7 +18,7 @@ from sqlalchemy import (
     UniqueConstraint,
     false,
 )
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.orm import DeclarativeBase, Mapped, configure_mappers, mapped_column
 
 HEAD = "0008"
 """The newest migration; a test holds it against the migrations folder."""
@@ -464,3 +464,7 @@ class KeyUse(Base):
 
     key_id: Mapped[str] = mapped_column(ForeignKey("keys.id", ondelete="CASCADE"), primary_key=True)
     used_at: Mapped[dt.datetime]
+
+
+# Made whole here, by one thread: objects are also made without the session that would see to it.
+configure_mappers()

@@ -1,6 +1,8 @@
 """Questions by the driver: the same answers as SQLAlchemy's, and the same errors."""
 
 import datetime as dt
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -59,6 +61,32 @@ def test_a_question_that_fails_is_no_answer_and_the_next_one_is_answered(served_
 def test_a_value_that_the_database_cannot_take_is_a_bad_request(postgres):
     with pytest.raises(InvalidRequest), postgres.ask() as asking:
         asking.all(FILE, id="a\0b")
+
+
+@pytest.mark.parametrize("url", ["sqlite:////nowhere/at/all.db", "postgresql://u@127.0.0.1:1/x"])
+def test_a_database_that_is_not_there_is_unavailable(url):
+    database = connect(url)
+    with pytest.raises(DatabaseUnavailable), database.ask():
+        pass
+    database.engine.dispose()
+
+
+def test_the_first_thing_that_a_process_reads_may_be_a_question(sqlite_file):
+    file = make_file()
+    store(sqlite_file, (file, [make_copy(file, "a-1")]))
+    script = (
+        "import sys\n"
+        "from app.db.engine import connect\n"
+        "from app.db.files import with_copies\n"
+        "with connect(sys.argv[1]).ask() as asking:\n"
+        "    file, copies = with_copies(asking, sys.argv[2])\n"
+        "print(file.filename, [copy.deployment_id for copy in copies])\n"
+    )
+    url = sqlite_file.engine.url.render_as_string()
+    done = subprocess.run(
+        [sys.executable, "-c", script, url, file.id], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == f"{file.filename} ['a-1']\n"
 
 
 def test_who_asks_and_fails_otherwise_gives_the_connection_back(served_database):
