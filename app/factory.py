@@ -19,6 +19,7 @@ from app.api import (
     keys,
     metering,
     models,
+    rules,
     security_headers,
     uploads,
     uri_ids,
@@ -91,6 +92,7 @@ def create_app(
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
     app.json.sort_keys = False  # type: ignore[attr-defined]  # Flask's default provider has it
     app.json.ensure_ascii = False  # type: ignore[attr-defined]  # likewise
+    app.url_rule_class = rules.LazyRule
     app.url_map.merge_slashes = False
     app.url_map.strict_slashes = False
     app.extensions["manifold"] = services = build(settings, database, providers, metrics)
