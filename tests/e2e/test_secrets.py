@@ -16,7 +16,15 @@ import yaml
 from sqlalchemy import make_url
 
 from tests.e2e.conftest import StartGateway
-from tests.e2e.gateway import API_VERSION, MANIFOLD, Account, Gateway, Upstream, model
+from tests.e2e.gateway import (
+    API_VERSION,
+    MANIFOLD,
+    Account,
+    Gateway,
+    Upstream,
+    model,
+    wait_until,
+)
 from tests.e2e.inside import rows, scratch_postgres
 
 CHAT = {"messages": [{"role": "user", "content": "hello"}]}
@@ -197,7 +205,6 @@ def test_keys_in_wrong_places_are_not_repeated(setting: Setting):
 
 
 def test_what_works_is_logged_with_where_it_went_and_how_much(setting: Setting):
-    before = len(setting.lines())
     content = b"x" * 1000
     made = setting.ask(
         "POST",
@@ -209,9 +216,15 @@ def test_what_works_is_logged_with_where_it_went_and_how_much(setting: Setting):
     setting.ask("POST", "/v1/chat/completions", **chat("good", stream=True))
     setting.ask("DELETE", f"/v1/files/{made['id']}")
 
-    lines = [line for line in setting.lines()[before:] if line["event"] == "request"]
+    asked = list(setting.ids)[-4:]
 
-    uploaded, downloaded, chatted, deleted = lines
+    def logged() -> list[dict[str, Any]]:
+        # A line is written after its answer has gone out.
+        lines = {line["request_id"]: line for line in setting.lines() if line["event"] == "request"}
+        return [lines[each] for each in asked if each in lines]
+
+    wait_until(lambda: len(logged()) == 4)
+    uploaded, downloaded, chatted, deleted = logged()
     assert (uploaded["method"], uploaded["route"]) == ("POST", "/v1/files")
     assert (uploaded["status"], uploaded["bytes_in"]) == (200, 1000)
     assert (downloaded["bytes_out"], downloaded["deployment"]) == (1000, uploaded["deployment"])
