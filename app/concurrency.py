@@ -6,13 +6,16 @@ gevent is an extra, and is imported here only where a worker has patched everyth
 import functools
 import os
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+_TURN_SECONDS = 0.0002
 
 
 def has_greenlets() -> bool:
@@ -49,6 +52,45 @@ def aside(work: Callable[[], T]) -> T:
     A thread does that by itself; a greenlet would keep all others waiting, so a thread does it.
     """
     return threads().submit(work).result() if has_greenlets() else work()
+
+
+class _Turns:
+    """How often threads take turns while at least one of them computes for long."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._computing = 0
+        self._usual = sys.getswitchinterval()
+
+    def begin(self) -> None:
+        with self._lock:
+            if self._computing == 0:
+                self._usual = sys.getswitchinterval()
+                sys.setswitchinterval(_TURN_SECONDS)
+            self._computing += 1
+
+    def end(self) -> None:
+        with self._lock:
+            self._computing -= 1
+            if self._computing == 0:
+                sys.setswitchinterval(self._usual)
+
+
+_turns = _Turns()
+
+
+@contextmanager
+def often_taking_turns() -> Iterator[None]:
+    """For long work that computes: nobody else waits for long to go on.
+
+    A request lets go of the interpreter a few dozen times, whenever it asks the database or a
+    socket, and each time waits until the one who computes has had his turn: 5 ms by default.
+    """
+    _turns.begin()
+    try:
+        yield
+    finally:
+        _turns.end()
 
 
 def let_others_run() -> None:

@@ -9,15 +9,12 @@ import datetime as dt
 import logging
 import signal
 import sqlite3
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
-
-from huey import Huey, PostgresHuey, RedisHuey, SqliteHuey
-from huey.consumer import Consumer, Scheduler
-from huey.exceptions import ConfigurationError
+from typing import TYPE_CHECKING, Any, Protocol
 
 from app import signals
 from app.db.engine import PATIENCE
@@ -25,6 +22,10 @@ from app.errors import ConfigError, DatabaseUnavailable
 from app.outages import OneLine
 from app.services.sweeper import Sweeper
 from app.settings import Settings
+
+if TYPE_CHECKING:
+    from huey import Huey
+    from huey.consumer import Consumer
 
 log = logging.getLogger("manifold.worker")
 
@@ -36,7 +37,7 @@ _TELLING = ("manifold.worker", "huey", "huey.consumer.Worker", "huey.consumer.Sc
 """The loggers that tell of the queue and of tasks, each attempt with a traceback."""
 
 
-def make_queue(settings: Settings) -> Huey:
+def make_queue(settings: Settings) -> "Huey":
     """The task queue that the settings name, which need not answer yet.
 
     Raises ConfigError when its driver is missing.
@@ -44,10 +45,15 @@ def make_queue(settings: Settings) -> Huey:
     url = settings.task_queue_url
     options: dict[str, Any] = {"results": False, "utc": True}
     if url is None:
+        with _without("redis", "psycopg", "gevent"):
+            from huey import SqliteHuey  # noqa: PLC0415  # once the drivers are left out
         settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         path = str(settings.data_dir / "tasks.db")
         return SqliteHuey(_NAME, filename=path, create_tables=False, **options)
     is_redis = url.startswith(("redis://", "rediss://"))
+    with _without("psycopg" if is_redis else "redis", "gevent"):
+        from huey import PostgresHuey, RedisHuey  # noqa: PLC0415  # likewise
+        from huey.exceptions import ConfigurationError  # noqa: PLC0415  # likewise
     try:
         if is_redis:
             return RedisHuey(_NAME, url=url, **options)
@@ -60,14 +66,16 @@ def make_queue(settings: Settings) -> Huey:
         ) from error
 
 
-class _Often(Scheduler):  # type: ignore[misc]  # huey has no types
-    """A scheduler whose periodic tasks come every few seconds; Huey's own every minute."""
-
-    periodic_task_seconds = TICK_SECONDS
-
-
-class _Consumer(Consumer):  # type: ignore[misc]  # likewise
-    scheduler_class = _Often
+@contextmanager
+def _without(*packages: str) -> Iterator[None]:
+    """Nobody imports these meanwhile. Huey does so with all that are installed, 20 MB of them."""
+    left_out = [name for name in packages if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(left_out))  # type: ignore[arg-type]  # None: not to be had
+    try:
+        yield
+    finally:
+        for name in left_out:
+            del sys.modules[name]
 
 
 class Chore(Protocol):
@@ -83,7 +91,7 @@ class Chore(Protocol):
 
 
 def run(
-    queue: Huey,
+    queue: "Huey",
     chores: Sequence[Chore],
     sweeper: Sweeper,
     sweeps: Sequence[Callable[[], object]] = (),
@@ -103,13 +111,13 @@ def run(
 
 
 def prepare(
-    queue: Huey,
+    queue: "Huey",
     chores: Sequence[Chore],
     sweeper: Sweeper,
     sweeps: Sequence[Callable[[], object]] = (),
     *,
     threads: int = 4,
-) -> Consumer:
+) -> "Consumer":
     """The consumer with its tasks, not started yet. Each of `sweeps` is called at every tick."""
     by_name = {chore.name: chore for chore in chores}
     last_sweep = float("-inf")
@@ -143,13 +151,26 @@ def prepare(
             last_sweep = time.monotonic()
             sweep()
 
-    return _Consumer(
+    return _consumer_class()(
         queue,
         workers=threads,
         scheduler_interval=1,
         max_delay=1.0,
         graceful_signal="TERM",
     )
+
+
+def _consumer_class() -> "type[Consumer]":
+    """Huey's consumer, whose periodic tasks come every few seconds and not every minute."""
+    from huey.consumer import Consumer, Scheduler  # noqa: PLC0415  # as `make_queue` has left it
+
+    class OftenScheduler(Scheduler):  # type: ignore[misc]  # huey has no types
+        periodic_task_seconds = TICK_SECONDS
+
+    class OftenConsumer(Consumer):  # type: ignore[misc]  # likewise
+        scheduler_class = OftenScheduler
+
+    return OftenConsumer
 
 
 @contextmanager
@@ -163,8 +184,10 @@ def _told(chore: str) -> Iterator[None]:
         signals.tell().looked(chore, well=is_well)
 
 
-def _driver(queue: Huey) -> type[Exception]:
+def _driver(queue: "Huey") -> type[Exception]:
     """What the queue's driver raises when there is trouble with its server or its file."""
+    from huey import PostgresHuey, SqliteHuey  # noqa: PLC0415  # as `make_queue` has left it
+
     if isinstance(queue, SqliteHuey):
         return sqlite3.Error
     if isinstance(queue, PostgresHuey):
@@ -176,8 +199,10 @@ def _driver(queue: Huey) -> type[Exception]:
     return redis.RedisError
 
 
-def _has_tables(queue: Huey) -> bool:
+def _has_tables(queue: "Huey") -> bool:
     """Make the queue's tables, however often it takes; False when a signal came before."""
+    from huey import RedisHuey  # noqa: PLC0415  # as `make_queue` has left it
+
     if isinstance(queue, RedisHuey):
         return True
     driver, pause, is_over = _driver(queue), _RETRY_SECONDS[0], threading.Event()

@@ -29,7 +29,11 @@ def free_port() -> int:
 
 def environment(**more: str) -> dict[str, str]:
     """This one's environment, without what would make a gateway another one than is shipped."""
-    strangers = ("MANIFOLD_", "LITELLM_", "OPENAI_", "PYTEST_", "WEB_CONCURRENCY", "DATABASE_URL")
+    strangers = (
+        *("MANIFOLD_", "LITELLM_", "OPENAI_", "PYTEST_", "WEB_CONCURRENCY", "DATABASE_URL"),
+        # A gateway that is installed has compiled modules.
+        "PYTHONDONTWRITEBYTECODE",
+    )
     kept = {
         name: value
         for name, value in os.environ.items()

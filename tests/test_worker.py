@@ -1,9 +1,15 @@
 """The worker's ticks: every chore's due rows are looked at, the sweep comes once a minute."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 from huey import MemoryHuey
 
 from app import worker
+
+ROOT = Path(__file__).parent.parent
 
 
 class Recorded:
@@ -50,3 +56,17 @@ def test_a_tick_looks_at_all_that_is_due_and_sweeps_once(queue):
 def test_the_consumer_ticks_every_few_seconds(queue):
     consumer = worker.prepare(queue, [], Sweeps())  # type: ignore[arg-type]  # likewise
     assert consumer.scheduler_class.periodic_task_seconds == worker.TICK_SECONDS
+
+
+def test_drivers_that_the_queue_does_not_need_are_not_loaded(tmp_path):
+    script = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from app.settings import Settings\n"
+        "from app.worker import make_queue\n"
+        "make_queue(Settings(data_dir=Path(sys.argv[1])))\n"
+        "drivers = {'redis', 'psycopg', 'gevent'}\n"
+        "assert not drivers & set(sys.modules), drivers & set(sys.modules)\n"
+        "import redis, psycopg\n"
+    )
+    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, cwd=ROOT)

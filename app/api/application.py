@@ -8,13 +8,17 @@ from flask.json.provider import DefaultJSONProvider
 from flask.sessions import SessionInterface, SessionMixin
 from werkzeug.sansio.response import Response as BaseResponse
 
+from app.api.rules import LazyRule
+
 
 class Application(Flask):
-    """Flask with synchronous views, without sessions, and with compact JSON.
+    """Flask with synchronous views and rules that are quick to add, without sessions.
 
     What is left out is looked for at every request, or at every hook of it: together a tenth of
     what a small one costs.
     """
+
+    url_rule_class = LazyRule
 
     def __init__(self, name: str) -> None:
         super().__init__(name, static_folder=None)

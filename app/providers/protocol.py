@@ -289,9 +289,9 @@ class Provider:
     def batch_rows(self, rows: Iterable[Row | bytes], model: str) -> Iterator[bytes]:
         """The lines of a batch file as this provider takes them, for one of its models.
 
-        A row that is bytes could not be read and was not checked. `model` is empty when the rows
-        themselves name the provider's models. Raises InvalidRequest naming the line that the
-        provider cannot do.
+        For each row there is one, empty where the provider takes none. A row that is bytes could
+        not be read and was not checked. `model` is empty when the rows themselves name the
+        provider's models. Raises InvalidRequest naming the line that the provider cannot do.
         """
 
         def spell(url: str) -> str:

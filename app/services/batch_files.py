@@ -2,12 +2,14 @@
 
 import hashlib
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
+from itertools import tee
 from pathlib import Path
-from typing import IO
 
+from app.concurrency import often_taking_turns
 from app.errors import (
     NO_SPACE,
     InvalidRequest,
@@ -34,13 +36,71 @@ class BatchFiles:
         self._settings = settings
         self._router = router
 
-    def check(self, caller: Caller, upload: Upload, way: Way) -> None:
-        """Read every row once. Raises InvalidRequest, TooLarge, ModelAccessDenied naming the line.
+    @contextmanager
+    def copies(
+        self, upload: Upload, way: Way, spool: Path, *, sent_by: Caller | None = None
+    ) -> Iterator[Mapping[str, Upload]]:
+        """By deployment id, the file as that deployment's upstream wants it.
 
-        By the provider way a row names the provider's own models; by the others a public model
-        name of the way, or the deployment's own upstream name. With `validate_batch_files` off
-        only the models are looked at, of those rows that can be read.
+        The file is read once: every row is checked when it is a caller's, and written for each
+        distinct upstream model and way of writing rows; what was written is removed at the end.
+        By the provider way OpenAI's rows go as they are, where the provider takes them.
+
+        Raises InvalidRequest, TooLarge, ModelAccessDenied naming the line that nobody may send,
+        and InvalidRequest for one that a provider cannot do. By the provider way a row names the
+        provider's own models; by the others a public model name of the way, or the deployment's
+        own upstream name. With `validate_batch_files` off only the models are looked at, of those
+        rows that can be read.
         """
+        if sent_by is not None:
+            self._check_outside(upload)
+        with ExitStack() as stack:
+            made: dict[tuple[object, ...], _Rendition] = {}
+            found: dict[str, _Rendition | None] = {}
+            for route in way.routes:
+                provider = route.provider
+                is_raw = way.kind == "raw"
+                if is_raw and provider.takes_openai_rows:
+                    found[route.deployment.id] = None
+                    continue
+                model = "" if is_raw else route.upstream_model
+                key = (model, type(provider).batch_rows, provider.row_url("/v1/x"))
+                if key not in made:
+                    made[key] = stack.enter_context(_Rendition(provider, model, spool))
+                found[route.deployment.id] = made[key]
+            if made or sent_by is not None:
+                with often_taking_turns():
+                    self._read(upload, way, sent_by, list(made.values()))
+            yield {id: each.of(upload) if each else upload for id, each in found.items()}
+
+    def _read(
+        self, upload: Upload, way: Way, caller: Caller | None, made: "Sequence[_Rendition]"
+    ) -> None:
+        with upload.open() as file:
+            found = jsonl.lines(file, self._settings.max_batch_row_mb * MB)
+            parts: Iterator[Row | bytes]
+            if self._settings.validate_batch_files:
+                parts = jsonl.rows(found) if caller is None else self._checked(found, caller, way)
+            else:
+                parts = jsonl.readable(found)
+                parts = parts if caller is None else self._of_known_models(parts, caller, way)
+            if not made:
+                deque(parts, maxlen=0)
+                return
+            writing = [
+                each.written(own) for each, own in zip(made, tee(parts, len(made)), strict=True)
+            ]
+            try:
+                # Side by side, so that no more than one row is held.
+                deque(zip(*writing, strict=True), maxlen=0)
+                for each in made:
+                    each.out.flush()
+            except OSError as error:
+                if error.errno in NO_SPACE:
+                    raise StorageFull from error
+                raise
+
+    def _check_outside(self, upload: Upload) -> None:
         limit = self._settings.max_batch_file_size_mb * MB
         if upload.size > limit:
             raise TooLarge(
@@ -49,117 +109,46 @@ class BatchFiles:
                 param="file",
                 code="file_too_large",
             )
-        if not self._settings.validate_batch_files:
-            self._check_models_only(caller, upload, way)
-            return
-        if not upload.filename.lower().endswith(".jsonl"):
+        is_named = upload.filename.lower().endswith(".jsonl")
+        if self._settings.validate_batch_files and not is_named:
             raise InvalidRequest(
                 f"a batch file's name ends in .jsonl, not {upload.filename!r}", param="file"
             )
+
+    def _checked(self, lines: Iterator[bytes], caller: Caller, way: Way) -> Iterator[Row]:
         seen: set[bytes] = set()
         allowed: set[str] = set()
         url: str | None = None
         number = 0
-        with upload.open() as file:
-            for row in jsonl.rows(jsonl.lines(file, self._longest)):
-                number += 1
-                if number > self._settings.max_batch_file_records:
-                    raise TooLarge(
-                        f"the batch file has more than {self._settings.max_batch_file_records} "
-                        "rows",
-                        param="file",
-                        code="too_many_rows",
-                    )
-                url = _checked(row, seen, url)
-                model = row.model
-                if model is None or (isinstance(model, str) and model in allowed):
-                    continue
+        for row in jsonl.rows(lines):
+            number += 1
+            if number > self._settings.max_batch_file_records:
+                raise TooLarge(
+                    f"the batch file has more than {self._settings.max_batch_file_records} rows",
+                    param="file",
+                    code="too_many_rows",
+                )
+            url = _checked(row, seen, url)
+            model = row.model
+            if model is not None and not (isinstance(model, str) and model in allowed):
                 self._check_model(caller, row.number, model, way)
                 allowed.add(str(model))
+            yield row
         if number == 0:
             raise InvalidRequest("the batch file has no rows", param="file", code="empty_file")
 
-    def _check_models_only(self, caller: Caller, upload: Upload, way: Way) -> None:
-        with upload.open() as file:
-            found = jsonl.readable(jsonl.lines(file, self._longest))
-            for number, part in enumerate(found, start=1):
-                if isinstance(part, Row):
-                    # Whatever else it says, it goes out with the model that the file is for.
-                    with suppress(InvalidRequest):
-                        self._check_model(caller, number, part.model, way)
-                    continue
+    def _of_known_models(
+        self, parts: Iterator[Row | bytes], caller: Caller, way: Way
+    ) -> Iterator[Row | bytes]:
+        for number, part in enumerate(parts, start=1):
+            if isinstance(part, Row):
+                # Whatever else it says, it goes out with the model that the file is for.
+                with suppress(InvalidRequest):
+                    self._check_model(caller, number, part.model, way)
+            else:
                 for model in jsonl.models_of(part):
                     self._check_model(caller, number, model, way)
-
-    @contextmanager
-    def copies(self, upload: Upload, way: Way, spool: Path) -> Iterator[Mapping[str, Upload]]:
-        """By deployment id, the file as that deployment's upstream wants it.
-
-        Written once for each distinct upstream model and way of writing rows, removed at the end.
-        By the provider way OpenAI's rows go as they are, where the provider takes them. Raises
-        InvalidRequest naming the line that a provider cannot do.
-        """
-        with ExitStack() as stack:
-            made: dict[tuple[object, ...], Upload] = {}
-            found: dict[str, Upload] = {}
-            for route in way.routes:
-                provider = route.provider
-                is_raw = way.kind == "raw"
-                if is_raw and provider.takes_openai_rows:
-                    found[route.deployment.id] = upload
-                    continue
-                model = "" if is_raw else route.upstream_model
-                key = (model, type(provider).batch_rows, provider.row_url("/v1/x"))
-                if key not in made:
-                    made[key] = stack.enter_context(self._rewritten(upload, provider, model, spool))
-                found[route.deployment.id] = made[key]
-            yield found
-
-    @contextmanager
-    def _rewritten(
-        self, upload: Upload, provider: Provider, model: str, spool: Path
-    ) -> Iterator[Upload]:
-        # Not a `with`: what is raised while the copy is being sent is nothing of its writing.
-        out = tempfile.NamedTemporaryFile(prefix="rows-", dir=spool, buffering=MB)  # noqa: SIM115  # as said
-        try:
-            try:
-                digest, size, model = self._write(upload, provider, model, out)
-            except OSError as error:
-                if error.errno in NO_SPACE:
-                    raise StorageFull from error
-                raise
-            yield replace(
-                upload,
-                path=Path(out.name),
-                size=size,
-                sha256=digest,
-                model=model,
-                original=upload,
-            )
-        finally:
-            # What could not be written stays in the buffer, and closing would try it once more.
-            with suppress(OSError):
-                out.close()
-
-    def _write(
-        self, upload: Upload, provider: Provider, model: str, out: IO[bytes]
-    ) -> tuple[str, int, str]:
-        """Write the rows as the provider wants them; their SHA-256, size in bytes, and model."""
-        digest = hashlib.sha256()
-        size = 0
-        named: list[str] = []
-        with upload.open() as file:
-            found = jsonl.lines(file, self._longest)
-            is_checked = self._settings.validate_batch_files
-            parts = jsonl.rows(found) if is_checked else jsonl.readable(found)
-            if not model:
-                parts = jsonl.of_one_model(parts, named)
-            for line in provider.batch_rows(parts, model):
-                digest.update(line)
-                size += len(line)
-                out.write(line)
-        out.flush()
-        return digest.hexdigest(), size, model or "".join(named)
+            yield part
 
     def _check_model(self, caller: Caller, number: int, model: object, way: Way) -> None:
         if not isinstance(model, str) or not model:
@@ -186,34 +175,70 @@ class BatchFiles:
         targets = ", ".join(way.names)
         raise _bad(number, f"the model {model!r:.200} is not one that the file is for: {targets}")
 
-    @property
-    def _longest(self) -> int:
-        return self._settings.max_batch_row_mb * MB
+
+class _Rendition:
+    """The rows as one provider wants them for one of its models, in a file of its own."""
+
+    def __init__(self, provider: Provider, model: str, spool: Path) -> None:
+        self.out = tempfile.NamedTemporaryFile(prefix="rows-", dir=spool, buffering=MB)  # noqa: SIM115  # closed below
+        self._provider = provider
+        self._model = model
+        self._named: list[str] = []
+        self._digest = hashlib.sha256()
+        self._size = 0
+
+    def __enter__(self) -> "_Rendition":
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        # What could not be written stays in the buffer, and closing would try it once more.
+        with suppress(OSError):
+            self.out.close()
+
+    def written(self, parts: Iterator[Row | bytes]) -> Iterator[None]:
+        """Write the rows, one at each step."""
+        if not self._model:
+            parts = jsonl.of_one_model(parts, self._named)
+        for line in self._provider.batch_rows(parts, self._model):
+            self._digest.update(line)
+            self._size += len(line)
+            self.out.write(line)
+            yield
+
+    def of(self, upload: Upload) -> Upload:
+        """What is sent instead of the upload, once all rows are written."""
+        return replace(
+            upload,
+            path=Path(self.out.name),
+            size=self._size,
+            sha256=self._digest.hexdigest(),
+            model=self._model or "".join(self._named),
+            original=upload,
+        )
 
 
 def _checked(row: Row, seen: set[bytes], url: str | None) -> str:
     """The row's url, once the row has all it needs."""
     keys = {member.key for member in row.document.members}
-    missing = [key for key in jsonl.REQUIRED if key not in keys]
-    if missing:
-        raise _bad(row.number, f"{missing[0]} is missing", "missing_required_parameter")
-    if not isinstance(row.custom_id, str) or not row.custom_id:
+    if not keys.issuperset(jsonl.REQUIRED):
+        missing = next(key for key in jsonl.REQUIRED if key not in keys)
+        raise _bad(row.number, f"{missing} is missing", "missing_required_parameter")
+    custom_id, asked = row.custom_id, row.url
+    if not isinstance(custom_id, str) or not custom_id:
         raise _bad(row.number, "custom_id must be a string that is not empty")
-    mark = hashlib.blake2b(row.custom_id.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+    mark = hashlib.blake2b(custom_id.encode("utf-8", "surrogatepass"), digest_size=16).digest()
     if mark in seen:
-        raise _bad(
-            row.number, f"custom_id {row.custom_id[:80]!r} stands twice", "duplicate_custom_id"
-        )
+        raise _bad(row.number, f"custom_id {custom_id[:80]!r} stands twice", "duplicate_custom_id")
     seen.add(mark)
-    if row.document.value("method") != "POST":
+    if row.method != "POST":
         raise _bad(row.number, "method must be 'POST'")
-    if not isinstance(row.url, str) or openai_url(row.url) not in ENDPOINTS:
+    if not isinstance(asked, str) or (found := openai_url(asked)) not in ENDPOINTS:
         raise _bad(row.number, f"url must be one of: {', '.join(ENDPOINTS)}")
     if not row.has_body:
         raise _bad(row.number, "body must be a JSON object")
-    if url is not None and openai_url(row.url) != url:
-        raise _bad(row.number, f"url is {row.url!r}, the rows before say {url!r}", "url_mismatch")
-    return openai_url(row.url)
+    if url is not None and found != url:
+        raise _bad(row.number, f"url is {asked!r}, the rows before say {url!r}", "url_mismatch")
+    return found
 
 
 def _bad(number: int, what: str, code: str = "invalid_value") -> InvalidRequest:

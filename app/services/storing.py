@@ -92,8 +92,8 @@ class Storing:
         task = _Task(caller, upload, way, file_uuid or ids.new_uuid(), head_start)
         if upload.purpose != "batch":
             return self._create(task)
-        self._batch_files.check(caller, upload, way)
-        with self._batch_files.copies(upload, way, upload.path.parent) as renditions:
+        folder = upload.path.parent
+        with self._batch_files.copies(upload, way, folder, sent_by=caller) as renditions:
             return self._create(replace(task, renditions=renditions))
 
     def _create(self, task: "_Task") -> FileObject:

@@ -31,7 +31,7 @@ def used(
             {"model_name": "disk", "litellm_params": {"model": "local/disk"}},
         ]
     }
-    gateway = start_gateway(config, workers=1, database_url=url, worker=True)
+    gateway = start_gateway(config, workers=1, database_url=url, worker=True, new=True)
     key = gateway.new_user(user_id="alice")["key"]
     client = gateway.client(key)
     for names in ("disk", "disk,gpt"):
@@ -95,7 +95,7 @@ def test_what_is_kept_of_a_secret_is_its_hash(used: tuple[Gateway, list[str]]):
 
 def test_what_an_earlier_version_left_open_is_closed_at_the_next_start(start_gateway: StartGateway):
     disk = {"model_list": [{"model_name": "disk", "litellm_params": {"model": "local/disk"}}]}
-    gateway = start_gateway(disk, workers=1)
+    gateway = start_gateway(disk, workers=1, new=True)
     gateway.new_user(user_id="alice")
     gateway.stop()
     opened = [gateway.data_dir / name for name in ("manifold.db", "local", "spool")]

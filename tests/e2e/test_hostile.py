@@ -19,7 +19,7 @@ from app.api.target import FORBIDDEN
 from app.ids import encode_file, encode_unified, new_uuid
 from tests.e2e.conftest import StartGateway
 from tests.e2e.gateway import Gateway, Upstream, model, wait_until
-from tests.e2e.inside import files_below, rows, scratch_postgres
+from tests.e2e.inside import Watch, files_below, scratch_postgres
 
 TYPES = {
     "invalid_request_error",
@@ -1244,6 +1244,7 @@ class World:
 
     gateway: Gateway
     upstream: Upstream
+    watch: Watch
     names: dict[bytes, bytes] = field(default_factory=dict)
     before: object = None
 
@@ -1262,10 +1263,7 @@ class World:
         folder = self.gateway.data_dir
         not_theirs = ("manifold.db", "audit/", "metrics/")
         ours = [path for path in files_below(folder) if not path.startswith(not_theirs)]
-        # What was asked how often is counted, whatever it was.
-        counted = ("audit", "usage_hours", "key_uses")
-        kept = {name: all_ for name, all_ in rows(self.gateway).items() if name not in counted}
-        return kept, ours
+        return self.watch.rows(), ours
 
 
 @pytest.fixture(scope="module")
@@ -1296,7 +1294,9 @@ def made_world(
         "files_settings": [{"custom_llm_provider": "openai", **account.params}],
     }
     gateway = start_gateway(config, workers=2, threads=8, database_url=url)
-    world = World(gateway, upstream)
+    # What was asked how often is counted, whatever it was.
+    watch = Watch(gateway, but=("audit", "usage_hours", "key_uses"))
+    world = World(gateway, upstream, watch)
     alice = gateway.new_user(user_id="alice")
     bob = gateway.new_user(user_id="bob")
     ids = []
@@ -1318,6 +1318,7 @@ def made_world(
     }
     world.before = world.look()
     yield world
+    watch.close()
     gateway.close_clients()
     gateway.stop()
 

@@ -472,7 +472,7 @@ def test_it_starts_quickly_and_is_small(tmp_path: Any, account: Account):
     took: list[float] = []
     for _ in range(2):
         begun = time.monotonic()
-        with served(tmp_path, account, workers=2, threads=64) as gateway:
+        with served(tmp_path, account, workers=2, threads=64, new=True) as gateway:
             took.append(time.monotonic() - begun)
             # Only one worker has to be up for an answer.
             wait_until(partial(have_all_answered, gateway), 60)

@@ -14,6 +14,7 @@ from app.providers.wire.jsonl import Row, openai_url
 from app.services.batch_files import BatchFiles
 from app.services.router import Router, Selector
 from app.settings import Settings
+from app.transfers import Upload
 from tests.builders import make_deployment, make_upload
 from tests.conftest import make_caller
 from tests.fakes import FakeProvider
@@ -36,7 +37,9 @@ class OwnRows(FakeProvider):
 
     def batch_rows(self, rows: Iterable[Row | bytes], model: str) -> Iterator[bytes]:
         for row in rows:
-            assert isinstance(row, Row)
+            if not isinstance(row, Row):
+                yield b""
+                continue
             if row.url == "/v1/images/edits":
                 raise InvalidRequest(f"line {row.number}: no pictures", param="file")
             yield f"<{row.custom_id} for {model or row.model}>\n".encode()
@@ -84,7 +87,9 @@ class Room:
 
     def check(self, caller, content, filename="rows.jsonl", **selector):
         upload = make_upload(content, purpose="batch", filename=filename)
-        self.files.check(caller, upload, self.way(caller, **selector))
+        way = self.way(caller, **selector)
+        with self.files.copies(upload, way, self.folder, sent_by=caller):
+            pass
 
     def refusal(self, caller, content, error=InvalidRequest, **more):
         with pytest.raises(error) as refused:
@@ -448,6 +453,36 @@ def test_a_full_disk_is_said(room, alice, tmp_path, monkeypatch):
         pass
 
 
+def test_a_file_is_read_once_for_all_its_copies(room, alice, monkeypatch):
+    opened = []
+
+    def opening(upload):
+        opened.append(upload)
+        return upload.path.open("rb")
+
+    monkeypatch.setattr(Upload, "open", opening)
+    upload = make_upload(make_rows("a"), purpose="batch", folder=room.folder)
+    way = room.way(alice, target_model_names=("a", "b"))
+    with room.files.copies(upload, way, room.folder, sent_by=alice) as copies:
+        assert len({copy.path for copy in copies.values()}) == 3
+    assert opened == [upload]
+
+
+def test_rows_that_a_provider_leaves_out_are_not_held_for_another(tmp_path, alice):
+    room = make_room(tmp_path, own=("a-1",), validate_batch_files=False)
+    content = (b" " * 1023 + b"\n") * 8 * 1024
+    upload = make_upload(content, purpose="batch", folder=tmp_path)
+    tracemalloc.start()
+    try:
+        with room.files.copies(upload, room.way(alice), tmp_path) as copies:
+            sizes = {key: copy.size for key, copy in copies.items()}
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert sizes == {"a-1": 0, "a-2": len(content)}
+    assert peak < 6 * MB
+
+
 def test_neither_the_file_nor_its_rows_are_held(room, alice):
     row = make_row("%06d", filler="x" * 4000)
     content = b"".join(row % n + b"\n" for n in range(2_700))
@@ -456,8 +491,7 @@ def test_neither_the_file_nor_its_rows_are_held(room, alice):
     way = room.way(alice, target_model_names=("a", "b"))
     tracemalloc.start()
     try:
-        room.files.check(alice, upload, way)
-        with room.files.copies(upload, way, room.folder):
+        with room.files.copies(upload, way, room.folder, sent_by=alice):
             pass
         _, peak = tracemalloc.get_traced_memory()
     finally:

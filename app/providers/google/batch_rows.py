@@ -102,6 +102,7 @@ def _translated(
         if not isinstance(row, Row):
             if row.strip():
                 raise _bad(number, "is not a JSON object", "invalid_json_line")
+            yield b""
             continue
         custom_id, found = row.custom_id, row.url
         if not isinstance(custom_id, str):

@@ -6,6 +6,7 @@ Source: OpenAI API reference, Batch, request input object; read 2026-11.
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import BinaryIO
 
 from app.concurrency import let_others_run
@@ -13,16 +14,12 @@ from app.errors import InvalidRequest
 from app.json_spans import Document, Path, Span, is_too_deep, parse, too_deep
 
 BOM = b"\xef\xbb\xbf"
+_CUSTOM_ID = ("custom_id",)
+_METHOD = ("method",)
+_URL = ("url",)
 _BODY = ("body",)
 _MODEL = ("body", "model")
-_URL = ("url",)
-_PATHS = (
-    ("custom_id",),
-    ("method",),
-    _URL,
-    _BODY,
-    _MODEL,
-)
+_PATHS = (_CUSTOM_ID, _METHOD, _URL, _BODY, _MODEL)
 REQUIRED = ("custom_id", "method", "url", "body")
 ENDPOINTS = (
     "/v1/responses",
@@ -50,22 +47,34 @@ class Row:
     document: Document
     ending: bytes
 
+    @cached_property
+    def _spans(self) -> dict[Path, Span]:
+        return {span.path: span for span in self.document.spans}
+
+    def _value(self, path: Path) -> object:
+        span = self._spans.get(path)
+        return None if span is None else span.value
+
     @property
     def custom_id(self) -> object:
-        return self.document.value("custom_id")
+        return self._value(_CUSTOM_ID)
+
+    @property
+    def method(self) -> object:
+        return self._value(_METHOD)
 
     @property
     def url(self) -> object:
-        return self.document.value("url")
+        return self._value(_URL)
 
     @property
     def model(self) -> object:
-        return self.document.value(*_MODEL)
+        return self._value(_MODEL)
 
     @property
     def has_body(self) -> bool:
         """Whether `body` is there and an object."""
-        return any(span.value == {} for span in self.document.at([_BODY]))
+        return self._value(_BODY) == {}
 
     def rewritten(self, model: str, spell: Callable[[str], str]) -> bytes:
         """The row with another model and the url as `spell` gives it, every other byte as it came.
@@ -73,12 +82,11 @@ class Row:
         A row whose body names no model gets one: it means the model that the file is for. An empty
         model leaves what is there.
         """
-        named = self.document.at([_MODEL])
-        replaced: dict[Span, str] = dict.fromkeys(named, model) if model else {}
-        for span in self.document.at([_URL]):
-            if isinstance(span.value, str) and (url := spell(span.value)) != span.value:
-                replaced[span] = url
-        is_unnamed = bool(model) and self.has_body and not named
+        named, asked = self._spans.get(_MODEL), self._spans.get(_URL)
+        replaced: dict[Span, str] = {named: model} if model and named else {}
+        if asked and isinstance(asked.value, str) and (url := spell(asked.value)) != asked.value:
+            replaced[asked] = url
+        is_unnamed = bool(model) and not named and self.has_body
         inserted: dict[Path, dict[str, str]] = {_BODY: {"model": model}} if is_unnamed else {}
         return self.document.render(replaced, inserted=inserted) + self.ending
 

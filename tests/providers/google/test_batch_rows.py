@@ -24,7 +24,8 @@ def make_row(custom_id="1", url=CHAT, body=None, **more):
 
 def written(content, write=vertex_rows, model="gemini-2.5-flash", read=jsonl.rows):
     lines = content.splitlines(keepends=True)
-    made = list(write(read(lines), model))
+    # An empty line is a row that is left out.
+    made = list(filter(None, write(read(lines), model)))
     assert all(line.endswith(b"\n") and line.count(b"\n") == 1 for line in made)
     return [json.loads(line) for line in made]
 
