@@ -58,16 +58,19 @@ class Database:
         self._resting: list[_Asked] = []
         has_several = isinstance(engine.pool, QueuePool) and engine.pool.size() > 1
         self._most_resting = int(is_sqlite and has_several)
+        self._is_far = not is_sqlite
 
     @contextmanager
     def read(self) -> Iterator[Session]:
         """A session for questions; what it sees is one moment's state."""
+        self._let_others_work()
         with _as_unavailable(), self._read() as session:
             yield session
 
     @contextmanager
     def ask(self) -> Iterator[Asking]:
         """A connection for questions that are asked all the time: see `app.db.question`."""
+        self._let_others_work()
         try:
             asked = self._resting.pop()
         except IndexError:
@@ -86,8 +89,14 @@ class Database:
     @contextmanager
     def write(self) -> Iterator[Session]:
         """A session that commits at the end and rolls back on any error."""
+        turns.leave()
         with _as_unavailable(), self._turn, self._write.begin() as session:
             yield session
+
+    def _let_others_work(self) -> None:
+        # A file answers at once, a server over the network.
+        if self._is_far:
+            turns.leave()
 
     def when(self, happens: str, do: Callable[..., None]) -> None:
         """Call `do` whenever this happens to a connection of the pool: SQLAlchemy's pool events."""
@@ -156,7 +165,6 @@ class _Turn:
         self._gave_up = 0
 
     def __enter__(self) -> None:
-        turns.leave()
         before = self._gave_up
         # One thread of a process at a time, for these locks are the whole process's.
         if not self._threads.acquire(timeout=LINE_SECONDS):

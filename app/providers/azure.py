@@ -7,6 +7,7 @@ from urllib.parse import quote
 
 from marshmallow import RAISE, Schema, ValidationError, fields, validates_schema
 
+from app import turns
 from app.errors import InvalidRequest, UpstreamAuthFailed
 from app.objects import FineTuningJob
 from app.providers.openai_style import OpenAIStyle, check_expiry
@@ -194,6 +195,7 @@ class _ClientCredentials:
                     instance_discovery=False,
                     timeout=_ENTRA_SECONDS,
                 )
+            turns.leave()
             answer = self._client.acquire_token_for_client([self._params["azure_scope"]])
         except (
             msal.exceptions.MsalError,

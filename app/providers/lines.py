@@ -81,11 +81,9 @@ class Line:
         else:
             request.prepare_body(data, None)
         turns.leave()
-        answer = self._adapter.send(
+        return self._adapter.send(
             request, stream=True, timeout=timeout, verify=self._verify, proxies=self._proxies
         )
-        turns.go_on()
-        return answer
 
 
 class _Retry(Retry):

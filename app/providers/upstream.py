@@ -158,6 +158,7 @@ class Upstream:
         try:
             with cancelled_by(cancellation):
                 response = self._send(line, method, path, data=body, headers=headers)
+            turns.go_on()
         except UpstreamError as error:
             error.retryable = True
             raise

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from app import signals
+from app import signals, turns
 from app.errors import GatewayError
 
 T = TypeVar("T")
@@ -33,6 +33,7 @@ class FanOut:
             failures = [error for f in futures.values() if (error := f.exception()) is not None]
         if failures:
             raise failures[0]
+        turns.leave()
         return {key: future.result() for key, future in futures.items()}
 
 

@@ -2,6 +2,7 @@
 
 import time
 
+from app import turns
 from app.errors import Conflict, InvalidRequest
 from app.providers.protocol import Provider, StoredFile
 
@@ -27,6 +28,7 @@ def await_processed(
                 # Unlike other conflicts this one goes away, and nothing was started.
                 headers={"x-should-retry": "true", "Retry-After": str(_NOT_READY_SECONDS)},
             )
+        turns.leave()
         time.sleep(pause)
         pause = min(pause * 1.5, 5.0)
     if stored.status == "error":

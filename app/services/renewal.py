@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from app import faults
+from app import faults, turns
 from app.db import copies as work_rows
 from app.db import files as rows
 from app.db.engine import Database
@@ -235,6 +235,7 @@ class Renewal:
                     provider=found.provider,
                     deployment=found.deployment_id,
                 )
+            turns.leave()
             time.sleep(wait)
             wait = min(wait * 1.5, _LOOK_EVERY_SECONDS[1])
 

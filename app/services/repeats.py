@@ -9,6 +9,7 @@ import datetime as dt
 import time
 from dataclasses import dataclass
 
+from app import turns
 from app.db import files as rows
 from app.db.engine import Database
 from app.db.tables import File, now
@@ -50,6 +51,7 @@ class Repeats:
                     "the first try of this upload is still running",
                     headers={"Retry-After": "5", "x-should-retry": "true"},
                 )
+            turns.leave()
             time.sleep(_PAUSE_SECONDS)
 
     def _newest(self, caller: Caller, upload: Upload, way: Way) -> File | None:

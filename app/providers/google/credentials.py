@@ -14,6 +14,7 @@ from typing import Any
 
 from marshmallow import ValidationError
 
+from app import turns
 from app.errors import UpstreamAuthFailed
 from app.settings import Deployment
 
@@ -74,6 +75,7 @@ class Credentials:
         if token is not None and moment < token[1] - _EARLY:
             return token[0]
         is_good = token is not None and moment < token[1]
+        turns.leave()
         if not self._one.acquire(blocking=not is_good):
             assert token is not None  # noqa: S101  # it is good, so it is there
             return token[0]
