@@ -22,6 +22,7 @@ NO_PROVIDERS = {
     "account_params",
     "content_store",
     "google_token",
+    "lines",
     "multipart",
     "openai_jobs",
     "openai_style",

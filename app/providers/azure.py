@@ -185,6 +185,7 @@ class _ClientCredentials:
         import msal  # noqa: PLC0415
         import requests  # noqa: PLC0415
 
+        turns.leave()
         try:
             if self._client is None:
                 host = self._params["azure_authority_host"].rstrip("/")
@@ -195,7 +196,6 @@ class _ClientCredentials:
                     instance_discovery=False,
                     timeout=_ENTRA_SECONDS,
                 )
-            turns.leave()
             answer = self._client.acquire_token_for_client([self._params["azure_scope"]])
         except (
             msal.exceptions.MsalError,
