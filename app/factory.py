@@ -252,10 +252,12 @@ def file_services(
     router: Router,
     spool: Spool | None = None,
     leases: Leases | None = None,
+    *,
+    fan_out: FanOut | None = None,
 ) -> FileServices:
     """The collaborators that store files, over a router."""
     lookup = Lookup(settings, database, router)
-    fan_out = FanOut(settings.fan_out_threads)
+    fan_out = fan_out or FanOut(settings.fan_out_threads)
     kept = Kept(settings.data_dir)
     leases = leases or Leases(database, settings.lease_seconds)
     meter = Meter(database, settings.lease_seconds)

@@ -27,6 +27,7 @@ from app.errors import (
 )
 from app.factory import file_services
 from app.providers.protocol import Operation, StoredFile
+from app.services.fan_out import FanOut
 from app.services.file_lists import FileLists
 from app.services.inference import Inference
 from app.services.leases import Leases
@@ -161,6 +162,13 @@ class _Mortal(Database):
             yield session
         self._process.reached("committed")
 
+    @contextmanager
+    def change(self) -> Iterator[Any]:
+        self._process.asks_database()
+        with super().change() as changing:
+            yield changing
+        self._process.reached("committed")
+
 
 class Process:
     """The services as they are after a start.
@@ -178,7 +186,9 @@ class Process:
         router = Router(settings, accounts, clock=lambda: world.seconds, rng=world.rng)
         self.spool = Spool(settings.data_dir / "spool")
         leases = _Untended(database, settings.lease_seconds)
-        self.rooms = file_services(settings, database, router, self.spool, leases)
+        # One thread for all copies, and no clock: the same example does the same twice.
+        fan_out = FanOut(1, together_seconds=60.0)
+        self.rooms = file_services(settings, database, router, self.spool, leases, fan_out=fan_out)
         self.router, self.files = router, self.rooms.files
         self.lists = FileLists(database, router)
         self.uploads = Uploads(settings, database, router, self.files, self.rooms.meter)
@@ -243,8 +253,6 @@ class World:
         self.settings = Settings(
             deployments=MODELS,
             data_dir=Path(self._folder.name),
-            # One thread for all copies: the same example does the same twice.
-            fan_out_threads=1,
             file_wait_seconds=0.0,
             **settings,
         )

@@ -5,9 +5,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from sqlalchemy import ColumnElement, CursorResult, delete, insert, or_, select
+from sqlalchemy import ColumnElement, CursorResult, Table, delete, insert, or_, select
 from sqlalchemy.orm import Session
 
+from app.db.change import Changing
+from app.db.question import Question
 from app.db.tables import AuditEntry, AuditSweep
 
 _AT_ONCE = 500
@@ -48,6 +50,19 @@ def newest(session: Session, among: AuditFilter, limit: int) -> Sequence[AuditEn
         .limit(limit)
     )
     return session.scalars(statement).all()[::-1]
+
+
+_TABLE = cast(Table, AuditEntry.__table__)
+_ADD = Question(insert(_TABLE))
+
+
+def add(session: Session | Changing, facts: Sequence[Mapping[str, Any]]) -> None:
+    """Add rows, by their columns."""
+    if isinstance(session, Session):
+        session.execute(insert(_TABLE), [dict(row) for row in facts])
+        return
+    for row in facts:
+        session.do(_ADD, **row)
 
 
 def add_new(session: Session, facts: Sequence[Mapping[str, Any]]) -> None:

@@ -2,11 +2,23 @@
 
 import datetime as dt
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import Any, cast
 
-from sqlalchemy import ColumnElement, Select, and_, func, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Select,
+    Table,
+    and_,
+    bindparam,
+    func,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy.orm import Session
 
+from app.db.change import Changing
+from app.db.question import Question
 from app.db.tables import Copy, File, now
 
 _RENEWED = ("ready", "missing", "expired")
@@ -73,23 +85,21 @@ def settle(session: Session, copy_id: str, **values: Any) -> bool:
     return _change(session, {"lease_until": None, **values}, Copy.id == copy_id)
 
 
-def settle_all(session: Session, copies: Sequence[Copy]) -> None:
-    """Write the state of copies whose upload has ended, and let go of them."""
-    alike: dict[tuple[Any, ...], list[str]] = {}
+_COPIES = cast(Table, Copy.__table__)
+_ENDS = ("deployment_file_id", "state", "last_error", "expires_at", "next_look_at")
+_FINISH = Question(
+    update(_COPIES)
+    .where(_COPIES.c.id == bindparam("its_id"))
+    .values({name: bindparam(name) for name in (*_ENDS, "lease_until", "updated_at")})
+)
+
+
+def finish(changing: Changing, copies: Sequence[Copy]) -> None:
+    """Write what became of copies whose upload has ended, and let go of them."""
+    moment = now()
     for copy in copies:
-        facts = (copy.state, copy.last_error, copy.next_look_at)
-        alike.setdefault(facts, []).append(copy.id)
-    for (state, last_error, next_look_at), copy_ids in alike.items():
-        _change(
-            session,
-            {
-                "state": state,
-                "last_error": last_error,
-                "next_look_at": next_look_at,
-                "lease_until": None,
-            },
-            Copy.id.in_(copy_ids),
-        )
+        ends = {name: getattr(copy, name) for name in _ENDS}
+        changing.do(_FINISH, its_id=copy.id, lease_until=None, updated_at=moment, **ends)
 
 
 def record_renewal(session: Session, copy_id: str, key: str, **values: Any) -> bool:

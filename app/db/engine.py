@@ -25,6 +25,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.pool import QueuePool, StaticPool
 
 from app import turns
+from app.db.change import Changing, transaction
 from app.db.question import Asking, autocommit
 from app.errors import ConfigError, DatabaseUnavailable, InvalidRequest
 
@@ -40,7 +41,8 @@ SUPPORTED = ("sqlite:///path/to/file.db", "postgresql://user:password@host/name"
 
 
 class Database:
-    """One engine of this process, and the ways to use it: `read()` and `write()`, and `ask()`.
+    """One engine of this process, and the ways to use it: `read()` and `write()` with a session
+    of objects, `ask()` and `change()` with a connection.
 
     All raise DatabaseUnavailable when the database does not answer; IntegrityError passes
     through, for the caller knows what it means. Nothing may wait for an upstream inside.
@@ -92,6 +94,13 @@ class Database:
         turns.leave()
         with _as_unavailable(), self._turn, self._write.begin() as session:
             yield session
+
+    @contextmanager
+    def change(self) -> Iterator[Changing]:
+        """The same for changes that are made all the time: see `app.db.change`."""
+        turns.leave()
+        with _as_unavailable(), self._turn, transaction(self.engine) as changing:
+            yield changing
 
     def _let_others_work(self) -> None:
         # A file answers at once, a server over the network.

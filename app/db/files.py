@@ -8,9 +8,10 @@ import datetime as dt
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 from sqlalchemy import (
+    Table,
     and_,
     bindparam,
     delete,
@@ -20,8 +21,10 @@ from sqlalchemy import (
     tuple_,
     update,
 )
+from sqlalchemy import insert as inserting
 from sqlalchemy.orm import Session
 
+from app.db.change import Changing
 from app.db.question import Asking, Question, Row
 from app.db.tables import Copy, File, UtcDateTime, now
 
@@ -47,6 +50,29 @@ def insert(session: Session, file: File, copies: Sequence[Copy]) -> None:
     session.add(file)
     session.flush()
     session.add_all(copies)
+
+
+_FILES, _COPIES = cast(Table, File.__table__), cast(Table, Copy.__table__)
+_PLAN_FILE, _PLAN_COPY = Question(inserting(_FILES)), Question(inserting(_COPIES))
+_ENDS = ("public_id", "state", "status", "status_details", "copies_expire_at", "is_kept")
+_FINISH = Question(
+    update(_FILES)
+    .where(_FILES.c.id == bindparam("its_id"), _FILES.c.state == bindparam("was"))
+    .values({name: bindparam(name) for name in (*_ENDS, "updated_at")})
+)
+
+
+def plan(changing: Changing, file: File, copies: Sequence[Copy]) -> None:
+    """Add a file that is about to be uploaded, and its copies; all have all their columns."""
+    changing.do(_PLAN_FILE, **{name: getattr(file, name) for name in _FILE_NAMES})
+    for copy in copies:
+        changing.do(_PLAN_COPY, **{name: getattr(copy, name) for name in _COPY_NAMES})
+
+
+def finish(changing: Changing, file: File) -> bool:
+    """Write what became of a file that is being uploaded; False when it no longer is."""
+    ends = {name: getattr(file, name) for name in _ENDS}
+    return changing.do(_FINISH, its_id=file.id, was="uploading", updated_at=now(), **ends) == 1
 
 
 def by_uuid(session: Session, file_uuid: str) -> File | None:

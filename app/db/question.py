@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
-from sqlalchemy import Dialect, Select
+from sqlalchemy import Dialect, Insert, Select, Update
 
 Row = list[Any]
 """The values of one row, in the order of the columns that were selected."""
@@ -17,9 +17,12 @@ _Process = Callable[[Any], Any] | None
 
 
 class Question:
-    """A SELECT whose parameters are `bindparam`s, each with a value of its own at every asking."""
+    """A statement whose parameters are `bindparam`s, each with a value of its own at every asking.
 
-    def __init__(self, statement: Select[Any]) -> None:
+    An INSERT without values has one for each column.
+    """
+
+    def __init__(self, statement: Select[Any] | Insert | Update) -> None:
         self._statement = statement
         self._asked: dict[str, _Asked] = {}
 
@@ -34,7 +37,7 @@ class Question:
 class _Asked:
     """A question as the text of one database, with what its types do to values."""
 
-    def __init__(self, statement: Select[Any], dialect: Dialect) -> None:
+    def __init__(self, statement: Select[Any] | Insert | Update, dialect: Dialect) -> None:
         compiled = statement.compile(dialect=dialect)
         self.text = str(compiled)
         # The parameters' order where the driver wants them in one, None where it takes names.
@@ -47,7 +50,7 @@ class _Asked:
         ]
         self._results = [
             (at, process)
-            for at, column in enumerate(statement.selected_columns)
+            for at, column in enumerate(getattr(statement, "selected_columns", ()))
             if (process := _result(column.type, dialect))
         ]
 

@@ -19,6 +19,7 @@ from sqlalchemy.orm import Session
 
 from app import ids
 from app.db import audit as rows
+from app.db.change import Changing
 from app.db.engine import Database
 from app.db.tables import AuditEntry, now
 from app.errors import DatabaseUnavailable
@@ -34,7 +35,6 @@ _LONGEST_TARGET = 4096
 _LONGEST_ADDRESS = 64
 _SWEEP_SECONDS = 3600.0
 _SWEEP_AT_ONCE = 1000
-_COLUMNS = tuple(AuditEntry.__table__.columns.keys())
 
 
 class Note(Protocol):
@@ -51,26 +51,29 @@ def entry(
     status: int = DONE,
     fields: Iterable[str] = (),
     size: int | None = None,
-) -> AuditEntry:
-    """A row. `target` is the object's public id, `size` in bytes, `fields` names without values."""
-    return AuditEntry(
-        id=ids.new_uuid(),
-        at=now(),
-        actor=caller.user_id,
-        role=caller.role.value,
-        key=caller.key_hash[:_KEY_PREFIX] or None,
-        address=_plain(caller.origin.address, _LONGEST_ADDRESS),
-        action=action,
-        target=_plain(target, _LONGEST_TARGET),
-        status=status,
-        request_id=caller.origin.request_id,
-        fields=sorted(set(fields)),
-        bytes=size,
-    )
+) -> Row:
+    """A row, by its columns.
+
+    `target` is the object's public id, `size` in bytes, `fields` names without values.
+    """
+    return {
+        "id": ids.new_uuid(),
+        "at": now(),
+        "actor": caller.user_id,
+        "role": caller.role.value,
+        "key": caller.key_hash[:_KEY_PREFIX] or None,
+        "address": _plain(caller.origin.address, _LONGEST_ADDRESS),
+        "action": action,
+        "target": _plain(target, _LONGEST_TARGET),
+        "status": status,
+        "request_id": caller.origin.request_id,
+        "fields": sorted(set(fields)),
+        "bytes": size,
+    }
 
 
 def record(
-    session: Session,
+    session: Session | Changing,
     caller: Caller,
     action: str,
     target: str | None,
@@ -80,7 +83,7 @@ def record(
     size: int | None = None,
 ) -> None:
     """Add a row to the transaction of the change."""
-    session.add(entry(caller, action, target, status=status, fields=fields, size=size))
+    rows.add(session, [entry(caller, action, target, status=status, fields=fields, size=size)])
 
 
 def noting(caller: Caller, action: str, target: str | None, *, size: int | None = None) -> Note:
@@ -103,7 +106,7 @@ def intend(database: Database, caller: Caller, action: str, target: str | None) 
 
 @dataclass
 class _Waiting:
-    row: AuditEntry
+    row: Row
     is_done: bool = False
     error: BaseException | None = field(default=None)
 
@@ -158,8 +161,7 @@ class Trail:
             self.write(caller, action, target, status=status, size=size)
             return
         row = entry(caller, action, target, status=status, size=size)
-        facts = {column: getattr(row, column) for column in _COLUMNS}
-        self._journal.write({**facts, "at": row.at.isoformat()})
+        self._journal.write({**row, "at": row["at"].isoformat()})
 
     def take_in(self) -> None:
         """Put what this process, and those that are gone, have on the disk into the database."""
@@ -200,7 +202,7 @@ class Trail:
         error: BaseException | None = None
         try:
             with self._database.write() as session:
-                session.add_all(waiting.row for waiting in together)
+                rows.add(session, [waiting.row for waiting in together])
         except BaseException as raised:  # all who wait must be told
             error = raised
             if not isinstance(raised, Exception):

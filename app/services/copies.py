@@ -78,21 +78,27 @@ class Copies:
 
     def send(
         self,
-        copy_id: str,
         provider: Provider,
         upload: Upload,
         under_way: Callable[[], StoredFile] | None = None,
     ) -> StoredFile:
-        """Store a copy whose intent is committed, and commit what the upstream calls it.
+        """Store a copy whose intent is committed.
 
-        `under_way` waits for the end of it where it was begun before. Raises Conflict, with the
-        copy taken back, when the intent is no longer there: somebody took this process for dead.
+        `under_way` waits for the end of it where it was begun before.
         """
         stored = self._begun_before(under_way)
         if stored is None:
             with self._router.counted(provider.deployment.id):
                 stored = provider.upload(upload)
         faults.point("copy stored upstream")
+        return stored
+
+    def record(self, copy_id: str, provider: Provider, stored: StoredFile) -> None:
+        """Commit what the upstream calls a copy.
+
+        Raises Conflict, with the copy taken back, when the intent is no longer there: somebody
+        took this process for dead.
+        """
         try:
             with self._database.write() as session:
                 is_wanted = rows.record_copy(session, copy_id, **copy_facts(stored))
@@ -105,7 +111,6 @@ class Copies:
             provider.delete(stored.id)
             raise Conflict("the upload took so long that it was given up on")
         faults.point("copy recorded")
-        return stored
 
     @staticmethod
     def _begun_before(under_way: Callable[[], StoredFile] | None) -> StoredFile | None:

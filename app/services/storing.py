@@ -15,10 +15,13 @@ from functools import partial
 from app import faults, ids
 from app.db import copies as work_rows
 from app.db import files as rows
+from app.db.change import Changing, within
 from app.db.engine import Database
 from app.db.tables import Copy, File, now
+from app.db.together import Together
 from app.errors import (
     Conflict,
+    DatabaseUnavailable,
     GatewayError,
     InvalidRequest,
     UpstreamError,
@@ -26,6 +29,7 @@ from app.errors import (
 from app.objects import FileObject
 from app.providers.protocol import StoredFile
 from app.services import audit
+from app.services.answers import Answers
 from app.services.batch_files import BatchFiles
 from app.services.callers import Caller
 from app.services.copies import Copies, is_certain, pause
@@ -62,6 +66,7 @@ class Storing:
     ) -> None:
         self._settings = settings
         self._database = database
+        self._together = Together(database)
         self._router = router
         self._fan_out = fan_out
         self._copies = copies
@@ -120,23 +125,23 @@ class Storing:
             return self._sent(task, file, planned)
 
     def _sent(self, task: "_Task", file: File, planned: Sequence[tuple[Copy, Route]]) -> FileObject:
-        sent = {
-            copy.id: replace(task.rendition(route), key=copy.upload_key or "")
-            for copy, route in planned
-        }
+        answers = Answers(self._copies, planned)
         outcomes = self._fan_out.run(
             {
                 copy.id: partial(
                     self._copies.send,
-                    copy.id,
                     route.provider,
-                    sent[copy.id],
+                    replace(task.rendition(route), key=copy.upload_key or ""),
                     task.head_start.outcome_of(route) if task.head_start else None,
                 )
                 for copy, route in planned
-            }
+            },
+            answers.record,
         )
         faults.point("copies sent")
+        has_failed = any(isinstance(outcome, GatewayError) for outcome in outcomes.values())
+        if has_failed or self._settings.keep_content:
+            outcomes = answers.record_rest(outcomes)
         stored = {key: o for key, o in outcomes.items() if isinstance(o, StoredFile)}
         failed = {key: o for key, o in outcomes.items() if isinstance(o, GatewayError)}
         for copy, route in planned:
@@ -162,7 +167,7 @@ class Storing:
             self._copies.take_back(file, [copy for copy, _ in planned], unsure)
             raise
         faults.point("content kept")
-        return self._finish(task, file, [copy for copy, _ in planned], failed)
+        return self._finish(task, file, [copy for copy, _ in planned], failed, answers)
 
     def _intend(
         self, task: "_Task", routes: Sequence[Route]
@@ -226,9 +231,13 @@ class Storing:
             )
             for route in routes
         ]
-        with self._database.write() as session:
-            self._meter.admit(session, task.caller, upload.size)
-            rows.insert(session, file, [copy for copy, _ in planned])
+        copies = [copy for copy, _ in planned]
+        if task.caller.limited:
+            with self._database.write() as session:
+                self._meter.admit(session, task.caller, upload.size)
+                rows.plan(within(session), file, copies)
+        else:
+            self._together.do(lambda changing: rows.plan(changing, file, copies))
         return file, planned
 
     def _keep(self, file: File, upload: Upload, *, is_whole: bool) -> None:
@@ -246,6 +255,7 @@ class Storing:
         file: File,
         copies: Sequence[Copy],
         failed: Mapping[str, GatewayError],
+        answers: Answers,
     ) -> FileObject:
         for copy in copies:
             copy.lease_until = None
@@ -259,27 +269,35 @@ class Storing:
         file.state = "ready"
         file.status, file.status_details = status_of(copies)
         file.copies_expire_at = None if file.is_kept else last_expiry(copies)
-        with self._database.write() as session:
-            is_wanted = rows.record_file(
-                session,
-                file.id,
-                was="uploading",
-                public_id=file.public_id,
-                state=file.state,
-                status=file.status,
-                status_details=file.status_details,
-                copies_expire_at=file.copies_expire_at,
-                is_kept=file.is_kept,
-            )
-            if is_wanted:
-                work_rows.settle_all(session, copies)
-                audit.record(session, task.caller, "file.upload", file.public_id, size=file.bytes)
+        is_wanted = self._commit(task.caller, file, copies, answers)
         faults.point("ready committed")
         if not is_wanted:
-            # Its owner was deleted meanwhile, and his files with him.
+            # Its owner was deleted meanwhile, and his files with him; or somebody took this
+            # process for dead.
             self._copies.erase_all(file, copies)
-            raise Conflict("the file was deleted while it was being uploaded")
+            raise Conflict("the file was deleted while it was being uploaded, or given up on")
         return file_object(file)
+
+    def _commit(self, caller: Caller, file: File, copies: Sequence[Copy], answers: Answers) -> bool:
+        """Write what became of all of it; False when nobody wants it any more."""
+        is_in_doubt = False
+
+        def write(changing: Changing) -> bool:
+            nonlocal is_in_doubt
+            is_wanted = rows.finish(changing, file)
+            if is_wanted:
+                work_rows.finish(changing, copies)
+                audit.record(changing, caller, "file.upload", file.public_id, size=file.bytes)
+            is_in_doubt = True
+            return is_wanted
+
+        try:
+            return self._together.do(write)
+        except DatabaseUnavailable:
+            # Of a commit that failed nobody knows whether it was one; the worker finds out.
+            if not is_in_doubt:
+                answers.withdraw(copies)
+            raise
 
     @staticmethod
     def _public_id(file: File, copies: Sequence[Copy], way: Way) -> str | None:

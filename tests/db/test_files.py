@@ -1,6 +1,8 @@
 """Questions about files and copies: what they see, in which order, and which indexes they use."""
 
 import datetime as dt
+import subprocess
+import sys
 import threading
 import uuid
 
@@ -302,3 +304,12 @@ def test_no_question_reads_a_whole_table(memory, question):
     assert not [step for step in steps if step.startswith("SCAN")], steps
     if question.endswith("page"):
         assert not [step for step in steps if "TEMP B-TREE" in step], steps
+
+
+def test_what_is_made_of_rows_knows_its_columns_before_any_query():
+    made = "from app.db import files; from app.db.tables import File"
+    asked = "print(files._object(File, ('id', 'state'), ('a', 'ready')).state)"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{made}; {asked}"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "ready\n"

@@ -17,7 +17,7 @@ EVERYWHERE = "a, b, c"
 ROW = {"custom_id": "r", "method": "POST", "url": "/v1/chat/completions"}
 TRAINING = json.dumps({"messages": [{"role": "user", "content": "?"}]}).encode() + b"\n"
 
-LARGE = bytes(range(256)) * 4096
+LARGE = bytes(range(256)) * 4096 * 3
 """Enough for a file to be sent on before it is complete."""
 
 
@@ -174,6 +174,12 @@ def _expired(client: Any, world: World) -> None:
 
 OPERATIONS = (
     Operation("upload to four deployments", _upload(target_model_names=EVERYWHERE)),
+    Operation(
+        "upload that one account takes its time for",
+        _upload(target_model_names=EVERYWHERE),
+        _failing("b", _nothing, method="POST", delay_s=0.3),
+        accounts=("a1",),
+    ),
     Operation("upload sent on while it arrives", _upload(target_model_names="a, b"), content=LARGE),
     Operation("upload to one account", _upload(model="a"), accounts=("a1", "a2")),
     Operation(

@@ -64,6 +64,50 @@ def test_two_requests_share_the_pool_without_a_deadlock():
     assert found == [dict.fromkeys(calls)] * 6
 
 
+def test_what_came_long_before_the_others_is_told_of_at_once():
+    told: list[tuple[str, int, str]] = []
+    last = threading.Event()
+
+    def early(key: str, found: int) -> int:
+        told.append((key, found, threading.current_thread().name))
+        if len(told) == 2:
+            last.set()
+        return found * 10
+
+    def wait() -> int:
+        return 3 if last.wait(5) else 0
+
+    found = FanOut(4).run({"a": lambda: 1, "b": lambda: 2, "c": wait}, early)
+    assert found == {"a": 10, "b": 20, "c": 3}
+    here = threading.current_thread().name
+    assert sorted(told) == [("a", 1, here), ("b", 2, here)]
+
+
+def test_what_came_together_is_not_told_of_before():
+    told: list[str] = []
+    found = FanOut(4, together_seconds=5).run(
+        {"a": lambda: 1, "b": lambda: time.sleep(0.05)}, lambda key, _: told.append(key)
+    )
+    assert found == {"a": 1, "b": None}
+    assert told == []
+
+
+def test_an_error_is_not_told_of_and_one_in_telling_is_the_calls_own():
+    told: list[str] = []
+    errors = NotFound("gone"), UpstreamError("no")
+
+    def fail():
+        raise errors[0]
+
+    def early(key: str, _: object) -> None:
+        told.append(key)
+        raise errors[1]
+
+    calls = {"a": fail, "b": lambda: 1, "c": lambda: time.sleep(0.1)}
+    assert FanOut(4).run(calls, early) == {"a": errors[0], "b": errors[1], "c": None}
+    assert told == ["b"]
+
+
 @pytest.mark.parametrize("count", [1, 3])
 def test_a_bug_is_raised_once_all_calls_have_ended(count):
     ended = []

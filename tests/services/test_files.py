@@ -227,13 +227,13 @@ def test_all_copies_travel_at_the_same_time(served_database, alice):
 
 @contextmanager
 def counted_transactions(database):
-    """The number of transactions that are open at the moment, in a list of one."""
+    """The number of connections that are lent at the moment, in a list of one."""
     count = [0]
-    steps = [("begin", 1), ("commit", -1), ("rollback", -1)]
+    steps = [("checkout", 1), ("checkin", -1)]
     listeners = []
     for name, step in steps:
 
-        def listen(_connection, step=step):
+        def listen(_connection, _record, _lent=None, step=step):
             count[0] += step
 
         event.listen(database.engine, name, listen)
@@ -401,15 +401,15 @@ def test_a_bug_in_a_provider_is_not_swallowed_and_the_intent_stays(gateway, alic
 
 @contextmanager
 def outage(database, begins):
-    """From the moment `begins()` is true, no statement is answered."""
+    """From the moment `begins()` is true, no connection can be had."""
 
     def refuse(*_arguments):
         if begins():
             raise OperationalError("x", None, Exception("the server is gone"))
 
-    event.listen(database.engine, "before_cursor_execute", refuse)
+    event.listen(database.engine, "checkout", refuse)
     yield
-    event.remove(database.engine, "before_cursor_execute", refuse)
+    event.remove(database.engine, "checkout", refuse)
 
 
 def test_without_a_database_nothing_is_sent(gateway, alice):
@@ -420,7 +420,10 @@ def test_without_a_database_nothing_is_sent(gateway, alice):
 
 @pytest.mark.parametrize("selector", [{"names": ("b",)}, {"model": "b"}, {"provider": "openai"}])
 @pytest.mark.parametrize("deletable", [True, False])
-def test_a_copy_that_cannot_be_written_down_is_taken_back(gateway, alice, selector, deletable):
+def test_a_copy_that_cannot_be_written_down_is_taken_back(
+    served_database, alice, selector, deletable
+):
+    gateway = make_gateway(served_database)
     fake = gateway.fakes["openai-account" if "provider" in selector else "b-1"]
     if not deletable:
         fake.fail_next(UNREACHABLE, method="delete")

@@ -100,9 +100,13 @@ EVERYWHERE = {"a-1": [CONTENT], "a-2": [CONTENT], "b-1": [CONTENT]}
 # Uploads that were cut off
 
 
-@pytest.mark.parametrize("nth", [1, 2, 3])
-@pytest.mark.parametrize("point", ["copy stored upstream", "copy recorded"])
+@pytest.mark.parametrize(
+    ("point", "nth"),
+    [*(("copy stored upstream", n) for n in (1, 2, 3)), *(("copy recorded", n) for n in (1, 2))],
+)
 def test_an_upload_that_died_between_two_copies_is_taken_back(gateway, alice, point, nth):
+    # An answer is on record by itself where another one takes longer.
+    gateway.fakes["b-1"].upload_delay = 0.2
     kill_at(point, nth)
     with pytest.raises(Killed):
         gateway.upload(alice, CONTENT)
