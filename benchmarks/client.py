@@ -4,7 +4,8 @@
 
 reads `{"work": NAME, ...}`, does that work once and prints what it has seen as JSON: what the
 functions below take, and what they return. They are bare sockets, with as little as possible
-between two looks at the clock, because the client shares two cores with what it measures.
+between two looks at the clock, because the client shares two cores with what it measures; but for
+`upload_as_usual`, which is what people have.
 """
 
 import asyncio
@@ -158,6 +159,34 @@ def upload(forms: list[dict[str, Any]]) -> dict[str, Any]:
         "first_failure": bad[0] if bad else None,
         "answers": [json.loads(body) for status, body in answers if status == 200],
     }
+
+
+def upload_as_usual(
+    base_url: str, headers: dict[str, str], query: dict[str, str], fields: dict[str, str], path: str
+) -> dict[str, Any]:
+    """Upload a file with the `openai` client, as soon as a line comes on standard input."""
+    # The others do not wait for it.
+    from openai import OpenAI, OpenAIError  # noqa: PLC0415
+
+    usual = OpenAI(
+        base_url=base_url,
+        api_key="in the headers",
+        default_headers=headers,
+        default_query=query,
+        max_retries=0,
+        timeout=TIMEOUT_SECONDS,
+    )
+    with suppress(OpenAIError):
+        # What it does at its first request is not measured.
+        usual.files.list()
+    print("begun", flush=True)
+    sys.stdin.readline()
+    try:
+        with Path(path).open("rb") as source:
+            stored = usual.files.create(file=source, purpose="user_data", extra_body=fields)
+    except OpenAIError as error:
+        return {"failures": 1, "first_failure": str(error)}
+    return {"failures": 0, "bytes": stored.bytes}
 
 
 def download(port: int, request: str, size: int, is_checked: bool) -> dict[str, Any]:
@@ -318,7 +347,8 @@ def _together(calls: list[Callable[[], None]]) -> None:
 
 
 _WORKS: dict[str, Callable[..., dict[str, Any]]] = {
-    work.__name__: work for work in (upload, download, first_events, streams, probe, load)
+    work.__name__: work
+    for work in (upload, upload_as_usual, download, first_events, streams, probe, load)
 }
 
 

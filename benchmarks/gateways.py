@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
+from urllib.parse import parse_qsl
 
 import yaml
 
@@ -199,6 +200,17 @@ class Gateway:
         at = f"{self.prefix}/v1/files{self.query(targets)}"
         return [Form(self.port, _head("POST", at, headers, length) + head, tail, size, path)]
 
+    def calls(self, path: str, targets: int) -> list[dict[str, Any]]:
+        """The uploads that bring the file at `path` to so many targets, for the usual client."""
+        call = {
+            "base_url": f"http://127.0.0.1:{self.port}{self.prefix}/v1",
+            "headers": self.form_headers(checked=False),
+            "query": dict(parse_qsl(self.query(targets).removeprefix("?"))),
+            "fields": self.fields(targets, checked=False),
+            "path": path,
+        }
+        return [call]
+
     def form_headers(self, *, checked: bool) -> dict[str, str]:
         return self.headers()
 
@@ -269,6 +281,9 @@ class Direct(Gateway):
 
     def forms(self, size: int, targets: int, **asked: Any) -> list[Form]:
         return super().forms(size, targets, **asked) * targets
+
+    def calls(self, path: str, targets: int) -> list[dict[str, Any]]:
+        return super().calls(path, targets) * targets
 
 
 class Manifold(Gateway):

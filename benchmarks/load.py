@@ -7,7 +7,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,52 @@ def client(work: str, **asked: Any) -> dict[str, Any]:
         raise FailedError(done.stderr.strip().splitlines()[-1] if done.stderr else "no client")
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
+
+
+def side_by_side(
+    work: str, asked: Sequence[Mapping[str, Any]]
+) -> tuple[float, list[dict[str, Any]]]:
+    """How long clients, each a process, take for works that all begin at once; what each has seen.
+
+    A client says when it is ready, and begins when it is told to.
+    """
+    with ExitStack() as stack:
+        clients = [
+            stack.enter_context(
+                subprocess.Popen(  # noqa: S603  # our own command line
+                    _CLIENT,
+                    cwd=ROOT,
+                    env=environment(),
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    text=True,
+                )
+            )
+            for _ in asked
+        ]
+        for running, each in zip(clients, asked, strict=True):
+            _tell(running, json.dumps({"work": work, **each}))
+        ready = [_heard(running) for running in clients]
+        begun = time.perf_counter()
+        for running in clients:
+            _tell(running, "")
+        shown = [_heard(running) for running in clients]
+        seconds = time.perf_counter() - begun
+    if not all(ready) or not all(shown):
+        raise FailedError("no client")
+    return seconds, [json.loads(line) for line in shown]
+
+
+def _tell(running: "subprocess.Popen[str]", line: str) -> None:
+    assert running.stdin is not None  # noqa: S101  # it is a pipe
+    with suppress(BrokenPipeError):
+        running.stdin.write(f"{line}\n")
+        running.stdin.flush()
+
+
+def _heard(running: "subprocess.Popen[str]") -> str:
+    assert running.stdout is not None  # noqa: S101  # it is a pipe
+    return running.stdout.readline()
 
 
 def while_probing(

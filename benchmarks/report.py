@@ -143,6 +143,12 @@ workers, real keys, ownership and SQLite. "Bare Flask" is an application of this
 rule (`benchmarks/bare.py`): what it does costs nothing but Flask, gunicorn and requests. LiteLLM's
 managed files are measured with their database replaced by a table in memory, its best case.
 Memory is the resident memory of all processes of a gateway together.
+
+Large files are uploaded by the client that people have, `openai` for Python, from a file on disk;
+to several targets directly, by as many of these clients at once. The upstream throws away what it
+gets and takes no hash of it, which no provider does: that makes "directly" faster than it will be,
+and every gateway seem slower beside it. Manifold takes the SHA-256 of every upload and has the
+whole file on its disk before any account can store it.
 """
 
 

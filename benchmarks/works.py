@@ -27,6 +27,7 @@ from benchmarks.load import (
     closed_loop,
     milliseconds,
     percentile,
+    side_by_side,
     while_probing,
 )
 from benchmarks.processes import Peak, megabytes
@@ -217,19 +218,34 @@ def _go_round(size_mb: int, targets: int) -> Callable[[Bench, Gateway], None]:
 
 
 def _upload(size_mb: int, targets: int) -> Measure:
+    """By the client that people have: `openai`, a process for each upload, from a file on disk.
+
+    A bare socket that sends one block again and again brings 512 MB to our upstream in 0.17 s,
+    twice as fast as that client: nobody's upload is as fast, and every relay would be measured
+    against what does not happen.
+    """
+
     def measure(bench: Bench, gateway: Gateway) -> Figures:
-        forms = [vars(form) for form in gateway.forms(size_mb * MB, targets)]
+        calls = gateway.calls(str(_content_path(bench, size_mb)), targets)
 
         def work() -> Figures:
-            seen = client("upload", forms=forms)
-            wrong = [a for a in seen["answers"] if a["bytes"] != size_mb * MB]
-            if seen["failures"] or wrong:
-                raise FailedError(f"an upload failed: {seen['first_failure'] or wrong[0]}")
-            return {"seconds": seen["seconds"], "failures": 0}
+            seconds, seen = side_by_side("upload_as_usual", calls)
+            wrong = [each for each in seen if each["failures"] or each["bytes"] != size_mb * MB]
+            if wrong:
+                raise FailedError(f"an upload failed: {wrong[0]}")
+            return {"seconds": seconds, "failures": 0}
 
         return _with_memory(bench, gateway, work)
 
     return measure
+
+
+def _content_path(bench: Bench, size_mb: int) -> Path:
+    path = bench.setting.folder / f"content-{size_mb}.bin"
+    if not path.exists():
+        with path.open("wb") as out:
+            out.writelines(content.pieces(size_mb * MB))
+    return path
 
 
 def _store_for_download(size_mb: int) -> Callable[[Bench, Gateway], None]:
