@@ -12,8 +12,6 @@ from types import FrameType
 log = logging.getLogger("manifold")
 
 WORKER_STOP_SECONDS = 20
-_HEAD_START_SECONDS = 1.0
-"""How much later the worker is started than the server, whose first answer somebody waits for."""
 _RESTART_SECONDS = (1.0, 30.0)
 _STEADY_SECONDS = 60.0
 PARENT = "MANIFOLD_PARENT"
@@ -46,7 +44,6 @@ def run(server: Sequence[str], worker: Sequence[str]) -> int:
 
 def _keep(command: Sequence[str], is_over: threading.Event) -> None:
     pause = _RESTART_SECONDS[0]
-    is_over.wait(_HEAD_START_SECONDS)
     while not is_over.is_set():
         begun = time.monotonic()
         worker = subprocess.Popen(  # noqa: S603  # our own command line
