@@ -8,7 +8,7 @@ from werkzeug.routing import Rule
 class LazyRule(Rule):
     """A rule whose builders wait.
 
-    Werkzeug writes and compiles two functions for each of our 170 rules; that was nine tenths of
+    Werkzeug writes and compiles two functions for each of our 170 rules; that was half of
     making an app, and next to none of them is ever called.
     """
 

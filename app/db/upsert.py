@@ -7,7 +7,7 @@ from sqlalchemy.orm import Session
 
 def insert(session: Session, table: type[Any]) -> Any:
     """An INSERT into a table, with `on_conflict_do_update`, for the session's database."""
-    # The other database's dialect costs a start 50 ms and its process 3 MB.
+    # PostgreSQL's dialect costs a start 60 ms and its process 2 MB.
     if session.get_bind().dialect.name == "sqlite":
         from sqlalchemy.dialects import sqlite  # noqa: PLC0415
 
