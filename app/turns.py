@@ -8,6 +8,8 @@ PATIENCE_SECONDS goes on without it.
 """
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 PATIENCE_SECONDS = 0.01
 
@@ -20,9 +22,21 @@ def take() -> None:
     _this_thread.has_turn = _turn.acquire(timeout=PATIENCE_SECONDS)
 
 
-def go_on() -> None:
-    """Take the turn again, if this thread has left one since it began."""
-    if getattr(_this_thread, "has_turn", None) is False:
+def is_mine() -> bool:
+    """Whether this thread has the turn."""
+    return getattr(_this_thread, "has_turn", False)
+
+
+@contextmanager
+def waiting() -> Iterator[None]:
+    """Leave the turn for a wait that is soon over, and take it again, if this thread has it."""
+    if not is_mine():
+        yield
+        return
+    leave()
+    try:
+        yield
+    finally:
         take()
 
 

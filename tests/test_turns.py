@@ -3,6 +3,8 @@
 import threading
 import time
 
+import pytest
+
 from app import turns
 
 
@@ -60,16 +62,25 @@ def test_who_did_not_get_it_cannot_leave_it(monkeypatch):
     assert not turns._turn.locked()
 
 
-def test_only_who_has_taken_turns_takes_another():
-    in_thread(turns.go_on).join()
-    assert not turns._turn.locked()
+def test_who_waits_leaves_the_turn_and_takes_it_again(monkeypatch):
+    monkeypatch.setattr(turns, "PATIENCE_SECONDS", 60)
+    turns.take()
 
-    def serve():
+    def other():
         turns.take()
         turns.leave()
-        turns.go_on()
-        assert turns._turn.locked()
-        turns.leave()
 
-    in_thread(serve).join()
+    with turns.waiting():
+        assert not turns.is_mine()
+        in_thread(other).join(10)
+    assert turns.is_mine()
+    with pytest.raises(ZeroDivisionError), turns.waiting():
+        raise ZeroDivisionError
+    assert turns.is_mine()
+    turns.leave()
+
+
+def test_who_has_no_turn_waits_without_one():
+    with turns.waiting():
+        assert not turns._turn.locked()
     assert not turns._turn.locked()

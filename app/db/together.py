@@ -55,12 +55,11 @@ class Together:
         with self._guard:
             self._waiting.append(mine)
             leads, self._is_led = not self._is_led, True
-        turns.leave()
-        if not leads:
-            mine.turn.acquire()
-        if not mine.is_done:
-            self._lead()
-        turns.go_on()
+        with turns.waiting():
+            if not leads:
+                mine.turn.acquire()
+            if not mine.is_done:
+                self._lead()
         if mine.error is not None:
             raise mine.error
         return cast(T, mine.result)

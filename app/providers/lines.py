@@ -2,6 +2,7 @@
 
 import os
 import re
+import select
 import socket
 import threading
 from collections.abc import Iterator, Mapping
@@ -80,7 +81,6 @@ class Line:
                 found["Content-Length"] = str(len(data or b""))
         else:
             request.prepare_body(data, None)
-        turns.leave()
         return self._adapter.send(
             request, stream=True, timeout=timeout, verify=self._verify, proxies=self._proxies
         )
@@ -166,6 +166,7 @@ class _Connection(HTTPConnection):
             self._held += data
         else:
             self._let_go()
+            turns.leave()
             super().send(data)
 
     def _let_go(self) -> None:
@@ -173,11 +174,26 @@ class _Connection(HTTPConnection):
         if held:
             super().send(held)
 
+    def connect(self) -> None:
+        with turns.waiting():
+            super().connect()
+
     def getresponse(self) -> Any:
         if self._carried is not None and self.sock is not None:
             # Taken now: http.client forgets the socket of an answer that ends with the connection.
             self._carried.then(partial(self._shut, self._carried, self.sock))
+        if turns.is_mine() and self.sock is not None:
+            with turns.waiting():
+                self._await_answer(self.sock)
         return super().getresponse()
+
+    def _await_answer(self, sock: Any) -> None:
+        """Return when there is something to be read. Raises TimeoutError as a read would."""
+        poll = select.poll()
+        poll.register(sock, select.POLLIN)
+        seconds = sock.gettimeout()
+        if not poll.poll(None if seconds is None else seconds * 1000):
+            raise TimeoutError
 
     def _shut(self, cancellation: Cancellation, sock: socket.socket) -> None:
         with self._lock, suppress(OSError):

@@ -25,6 +25,7 @@ from app.settings import Deployment
 from app.transfers import Cancellation
 
 CONNECT_TIMEOUT_SECONDS = 5.0
+SHORT_BYTES = 16 * 1024
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 """The largest JSON answer that is read whole; a list of 10,000 files has about 3 MB."""
 
@@ -158,7 +159,6 @@ class Upstream:
         try:
             with cancelled_by(cancellation):
                 response = self._send(line, method, path, data=body, headers=headers)
-            turns.go_on()
         except UpstreamError as error:
             error.retryable = True
             raise
@@ -305,7 +305,9 @@ class Answer:
         """
         try:
             read = self.response.raw.read1
-            turns.leave()
+            # A short answer comes with its head; a long one, or a stream, is waited for.
+            if self.length is None or self.length > SHORT_BYTES:
+                turns.leave()
             while chunk := read(CHUNK_BYTES, decode_content=self._is_packed):
                 yield chunk
                 turns.leave()

@@ -8,6 +8,8 @@ from gunicorn.http.body import Body, LengthReader
 
 from app import turns
 
+_SHORT = 64 * 1024
+
 
 class Arriving:
     """A request's body that is asked for when it is read first, and that ends early as an error.
@@ -24,11 +26,16 @@ class Arriving:
         self.expected = expected
 
     def read(self, size: int) -> bytes:
+        data: bytes
         if self.expected:
             self.expected = False
             self._sock.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
         try:
-            data: bytes = self._recv(size) if self._is_plain else self._reader.read(size)
+            if self._is_plain:
+                data = self._recv(size)
+            else:
+                turns.leave()
+                data = self._reader.read(size)
         except (refused.ParseException, TimeoutError) as error:
             # What an application knows of its server is OSError, so a bad chunk becomes one.
             raise ConnectionResetError(errno.ECONNRESET, "the body is malformed") from error
@@ -50,9 +57,13 @@ class Arriving:
         if held:
             # It came with the head, and is all that was asked for: nothing is read ahead.
             data: bytes = reader.unreader.read(min(size, held))
-        else:
+        elif reader.length > _SHORT:
             turns.leave()
             data = self._sock.recv(size) if size > 0 else b""
+        else:
+            # The rest of a small body is on its way.
+            with turns.waiting():
+                data = self._sock.recv(size) if size > 0 else b""
         reader.length -= len(data)
         return data
 
