@@ -149,6 +149,9 @@ to several targets directly, by as many of these clients at once. The upstream t
 gets and takes no hash of it, which no provider does: that makes "directly" faster than it will be,
 and every gateway seem slower beside it. Manifold takes the SHA-256 of every upload and has the
 whole file on its disk before any account can store it.
+
+[profile.md](profile.md) tells where the time goes, and what stands in the way of the bars that are
+not met.
 """
 
 

@@ -10,6 +10,7 @@ from gunicorn.config import Config
 
 from app.server import limits
 from app.server.answers import Answer
+from app.server.bodies import Arriving
 from app.server.threads import Client
 
 
@@ -64,6 +65,14 @@ def test_an_answer_without_a_body_has_a_head(method):
     assert b"".join(wire.writes).endswith(b"\r\n\r\n")
 
 
+@pytest.mark.parametrize(("left", "connection"), [(64 * 1024, "keep-alive"), (10**6, "close")])
+def test_who_still_sends_much_is_told_that_the_connection_ends(left, connection):
+    made, wire = answer([("Content-Length", "0")])
+    made.arriving = Arriving(SimpleNamespace(length=left), wire, False)
+    made.close()
+    assert f"\r\nConnection: {connection}\r\n".encode() in wire.writes[0]
+
+
 def test_what_cannot_be_sent_is_the_application_s_to_know():
     made, wire = answer([("Content-Length", "5")])
 
@@ -102,3 +111,6 @@ def test_blocking_is_set_where_it_is_not_so():
         client.setblocking(True)
         client.setblocking(True)
         assert client.gettimeout() is None
+        client.settimeout(5)
+        client.setblocking(False)
+        assert client.gettimeout() == 0

@@ -25,6 +25,11 @@ class Arriving:
         self._is_plain = isinstance(reader, LengthReader)
         self.expected = expected
 
+    @property
+    def is_left(self) -> bool:
+        """Whether more of it is to come than will be read for nobody, to keep the connection."""
+        return self._left is not None and self._left > _SHORT
+
     def read(self, size: int) -> bytes:
         data: bytes
         if self.expected:

@@ -36,7 +36,7 @@ class Client(socket.socket):
 
     def setblocking(self, flag: bool, /) -> None:
         """As a socket's, without a system call for what is so already."""
-        if flag is not (self.gettimeout() is None):
+        if self.gettimeout() != (None if flag else 0):
             super().setblocking(flag)
 
     def has_more(self, seconds: float) -> bool:
@@ -187,6 +187,7 @@ class Worker(Refusing, gthread.ThreadWorker):  # type: ignore[misc]  # gunicorn 
         begun = datetime.now()  # gunicorn's log wants a difference of two such
         answer, environ = wsgi.create(req, conn.sock, peer, conn.server, self.cfg, Answer)
         environ["wsgi.multithread"] = True
+        answer.arriving = conn.body
         self._count_request(answer)
         try:
             self._answer(environ, answer)
