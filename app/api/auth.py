@@ -99,10 +99,13 @@ def install(
 
 
 def _holder() -> Caller:
-    """Who has sent the key; the file of the path is looked up with it, in one statement."""
+    """Who has sent the key; the file that he wants to read is found with it, in one statement.
+
+    What changes a file looks at it when it does: by then a body may have been waited for.
+    """
     access, secret = services().access, presented_secret()
     meaning = ids.decode((request.view_args or {}).get("file_id", ""))
-    if not isinstance(meaning, ids.UnifiedId):
+    if request.method not in ("GET", "HEAD") or not isinstance(meaning, ids.UnifiedId):
         return access.authenticate(secret)
     found, g.seen = access.authenticate_beside(secret, meaning.file_uuid)
     return found

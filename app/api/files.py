@@ -136,7 +136,9 @@ def content(file_id: str, **_: str) -> Response:
     cancellation = Cancellation()
     stop_watching = hangup.watch(request.environ.get("gunicorn.socket"), cancellation.cancel)
     try:
-        found = services().files.content(caller(), file_id, hints, byte_range, cancellation)
+        found = services().files.content(
+            caller(), file_id, hints, byte_range, cancellation, seen=context.seen()
+        )
     except BaseException:
         stop_watching()
         raise

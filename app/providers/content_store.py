@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from app import turns
 from app.concurrency import aside
 from app.errors import NO_SPACE, StorageFull, UpstreamError
 from app.transfers import Upload
@@ -47,6 +48,7 @@ class ContentStore:
         if not _SHA256.fullmatch(upload.sha256):
             raise self._mismatch(upload)
         blob = self._blob(upload.sha256)
+        turns.leave()
         with self.guarded():
             _make_folder(blob.parent)
             _make_folder(entry.parent)

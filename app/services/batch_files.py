@@ -9,6 +9,7 @@ from dataclasses import replace
 from itertools import tee
 from pathlib import Path
 
+from app import turns
 from app.concurrency import often_taking_turns
 from app.errors import (
     NO_SPACE,
@@ -69,6 +70,7 @@ class BatchFiles:
                     made[key] = stack.enter_context(_Rendition(provider, model, spool))
                 found[route.deployment.id] = made[key]
             if made or sent_by is not None:
+                turns.leave()
                 with often_taking_turns():
                     self._read(upload, way, sent_by, list(made.values()))
             yield {id: each.of(upload) if each else upload for id, each in found.items()}

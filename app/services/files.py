@@ -147,13 +147,15 @@ class Files:
         hints: Hints,
         byte_range: str | None = None,
         cancellation: Cancellation | None = None,
+        *,
+        seen: rows.WithCopies | None = None,
     ) -> Content:
         """The bytes from a copy that gives them, the next one when a copy fails before its first.
 
-        Raises ContentNotAvailable or the last upstream's error when none does, NotFound when all
-        of them have lost it.
+        `seen` as for `retrieve`. Raises ContentNotAvailable or the last upstream's error when none
+        does, NotFound when all of them have lost it.
         """
-        found = self._lookup.resolve(caller, file_id, hints)
+        found = self._lookup.resolve(caller, file_id, hints, seen=seen)
         if isinstance(found, Unrecorded):
             raw = found.raw
             return self._first(

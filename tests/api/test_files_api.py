@@ -12,6 +12,7 @@ from app import ids
 from app.errors import UpstreamError, UpstreamRejected
 from app.objects import PURPOSES
 from app.transfers import Download
+from tests.access_builders import statements
 from tests.api.conftest import Person, error_of, make_gateway, multipart
 from tests.builders import spooled
 from tests.fakes import FakeProvider
@@ -718,3 +719,21 @@ def test_messages_are_json_whatever_was_sent(reader):
         response = reader.get("/v1/files", data=body)
         assert response.status_code == 400, response.text
         json.loads(response.data)
+
+
+@pytest.mark.parametrize("end", ["", "/content"])
+def test_a_key_and_its_file_are_asked_for_once(gateway, alice, end):
+    file_id = alice.upload(target_model_names="a")
+    seen = statements(gateway.database)
+    assert alice.get(f"/v1/files/{file_id}{end}").status_code == 200
+    asked = [text for text in seen if text.startswith("SELECT")]
+    assert len(asked) == 1, asked
+    assert "FROM keys" in asked[0] and "JOIN files" in asked[0]
+
+
+def test_what_changes_a_file_looks_at_it_when_it_does(gateway, alice):
+    file_id = alice.upload(target_model_names="a")
+    seen = statements(gateway.database)
+    assert alice.delete(f"/v1/files/{file_id}").status_code == 200
+    [key, *_] = [text for text in seen if text.startswith("SELECT")]
+    assert "FROM keys" in key and "JOIN files" not in key
