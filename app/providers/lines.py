@@ -23,7 +23,7 @@ from app.transfers import Cancellation
 
 CHUNK_BYTES = 256 * 1024
 _MOST_JOINED = 64 * 1024
-"""The longest piece of a body that is sent together with the head."""
+"""How long a head and the beginning of its body may be to be sent together."""
 _LONGEST_WAIT_SECONDS = 5
 _PLAIN_PATH = re.compile(r"[A-Za-z0-9/_.~-]*")
 _OURS = {"Accept": "*/*", "Accept-Encoding": "identity", "User-Agent": "manifold"}
@@ -162,7 +162,7 @@ class _Connection(HTTPConnection):
     def send(self, data: Any) -> None:
         if self._held is None:
             super().send(data)
-        elif isinstance(data, bytes) and len(data) <= _MOST_JOINED:
+        elif isinstance(data, bytes) and len(self._held) + len(data) <= _MOST_JOINED:
             self._held += data
         else:
             self._let_go()

@@ -1,6 +1,7 @@
 """Upstream against real sockets: what is sent, what is repeated, and how it fails."""
 
 import gzip
+import io
 import json
 import os
 import re
@@ -684,6 +685,51 @@ def test_a_small_body_comes_with_its_head(monkeypatch):
     assert len(sent) >= 4, "what is large is not copied"
     assert sent[:2] == server.requests[:2]
     assert b"".join(sent[2:]) == server.requests[2]
+
+
+class Dripping(io.RawIOBase):
+    """A body that comes in small pieces, as from a slow client."""
+
+    def __init__(self, pieces: int, size: int) -> None:
+        self._left, self._size, self.len = pieces, size, pieces * size
+        self.given = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, _size: int = -1) -> bytes:
+        if not self._left:
+            return b""
+        self._left -= 1
+        self.given += self._size
+        return b"x" * self._size
+
+    def __len__(self) -> int:
+        return self.len
+
+    def tell(self) -> int:
+        return self.given
+
+
+def test_a_body_that_comes_in_small_pieces_is_not_gathered(monkeypatch):
+    sent: list[int] = []
+    body = Dripping(1000, 1024)
+    unsent: list[int] = []
+    send = socket.socket.sendall
+
+    def sendall(sock: socket.socket, data: bytes, *flags: int) -> None:
+        if sock.getpeername() == at:
+            sent.append(len(data))
+            unsent.append(body.given - sum(sent))
+        send(sock, data, *flags)
+
+    with serving(answer()) as server:
+        at = ("127.0.0.1", int(server.address.rpartition(":")[2].removesuffix("/v1")))
+        monkeypatch.setattr(socket.socket, "sendall", sendall)
+        speak_to(server).send_body("/files", body, "application/octet-stream")
+    assert server.requests[0].endswith(b"x" * 1024_000)
+    assert max(sent) <= 64 * 1024
+    assert max(unsent) <= 1024, "nothing waits behind the first pieces"
 
 
 @pytest.mark.parametrize(
