@@ -1,6 +1,7 @@
 """Logging: one JSON object a line on stderr."""
 
 import datetime as dt
+import functools
 import json
 import logging
 import sys
@@ -28,9 +29,8 @@ class JsonLines(logging.Formatter):
     """
 
     def format(self, record: logging.LogRecord) -> str:
-        moment = dt.datetime.fromtimestamp(record.created, dt.UTC)
         line: dict[str, Any] = {
-            "time": moment.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "time": f"{_second(int(record.created))}.{int(record.created % 1 * 1000):03}Z",
             "level": record.levelname,
             "event": record.getMessage(),
             "logger": record.name,
@@ -44,13 +44,20 @@ class JsonLines(logging.Formatter):
         return _encode(line)
 
 
+@functools.lru_cache(maxsize=2)
+def _second(at: int) -> str:
+    return dt.datetime.fromtimestamp(at, dt.UTC).strftime("%Y-%m-%dT%H:%M:%S")
+
+
 def configure(level: str = "INFO") -> None:
     """Send every logger of this process to stderr as JSON lines. Calling it again is harmless.
 
     Raises ValueError for a level that logging does not know.
     """
-    # Nobody is shown the line of code, and to find it takes a third of the time that a record does.
-    logging._srcfile = None  # documented under "Optimization"
+    # Nobody is shown these, and to find them takes half of the time that a record does. Documented
+    # under "Optimization".
+    logging._srcfile = None
+    logging.logThreads = logging.logMultiprocessing = False
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
     root = logging.getLogger()

@@ -4,10 +4,12 @@ import logging
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import FrameType
+from typing import NoReturn
 
 log = logging.getLogger("manifold")
 
@@ -18,16 +20,22 @@ PARENT = "MANIFOLD_PARENT"
 """Set for the worker: the process without which it has nothing to do."""
 
 
-def run(server: Sequence[str], worker: Sequence[str]) -> int:
+def run(serve: Callable[[], NoReturn], worker: Sequence[str]) -> int:
     """Run both until the server ends; its exit status.
 
-    SIGTERM, SIGINT and SIGHUP go to the server, which lets its transfers finish. A worker that
-    dies is started again, later each time.
+    `serve` is called in a child of this process, which has what this one has loaded. SIGTERM,
+    SIGINT and SIGHUP go to the server, which lets its transfers finish. A worker that dies is
+    started again, later each time.
     """
-    main = subprocess.Popen(server)  # noqa: S603  # our own command lines
+    sys.stdout.flush()
+    server = os.fork()
+    if server == 0:
+        serve()
+    is_gone = False
 
     def forward(number: int, _frame: FrameType | None) -> None:
-        main.send_signal(number)
+        if not is_gone:
+            os.kill(server, number)
 
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, forward)
@@ -35,10 +43,12 @@ def run(server: Sequence[str], worker: Sequence[str]) -> int:
     keeper = threading.Thread(target=_keep, args=(worker, is_over), name="keeper")
     keeper.start()
     try:
-        status = main.wait()
+        _, ended = os.waitpid(server, 0)
+        is_gone = True
     finally:
         is_over.set()
         keeper.join()
+    status = os.waitstatus_to_exitcode(ended)
     return status if status >= 0 else 128 - status
 
 

@@ -133,7 +133,7 @@ def statements(database: Database) -> list[str]:
         with ask() as found:
             yield Remembered(found._connection, found._dialect)
 
-    database.ask = asking  # type: ignore[method-assign]
+    database.ask = asking  # type: ignore[method-assign, assignment]
     return seen
 
 

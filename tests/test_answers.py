@@ -1,14 +1,14 @@
 """What a worker writes to a connection, and when."""
 
 import socket
-import threading
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from gunicorn.config import Config
+from gunicorn.http.body import LengthReader
 
-from app.server import limits
+from app import turns
 from app.server.answers import Answer
 from app.server.bodies import Arriving
 from app.server.threads import Client
@@ -73,6 +73,17 @@ def test_who_still_sends_much_is_told_that_the_connection_ends(left, connection)
     assert f"\r\nConnection: {connection}\r\n".encode() in wire.writes[0]
 
 
+def test_nobody_waits_for_a_body_that_is_not_there():
+    told: list[str] = []
+    reader = LengthReader(None, 0)
+    turns.take(before_waiting=lambda: told.append("waits"))
+    try:
+        assert Arriving(reader, None, False).read(1024) == b""
+        assert not told, "another thread would be awakened for each request"
+    finally:
+        turns.done()
+
+
 def test_what_cannot_be_sent_is_the_application_s_to_know():
     made, wire = answer([("Content-Length", "5")])
 
@@ -83,22 +94,6 @@ def test_what_cannot_be_sent_is_the_application_s_to_know():
     with pytest.raises(ConnectionResetError):
         made.write(b"small")
     assert made.sock is wire
-
-
-def test_a_client_is_waited_for_no_longer_than_said():
-    ours, theirs = socket.socketpair()
-    with theirs:
-        client = Client(fileno=ours.detach())
-        with client:
-            assert not client.has_more(0.01)
-            timer = threading.Timer(0.05, theirs.sendall, [b"x"])
-            timer.start()
-            assert client.has_more(10)
-            assert client.recv(1) == b"x"
-            theirs.shutdown(socket.SHUT_WR)
-            assert client.has_more(0)
-            timer.join()
-    assert limits.STAY_SECONDS < 0.1, "a thread that waits serves nobody"
 
 
 def test_blocking_is_set_where_it_is_not_so():

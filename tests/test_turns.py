@@ -71,12 +71,12 @@ def test_who_waits_leaves_the_turn_and_takes_it_again(monkeypatch):
         turns.leave()
 
     with turns.waiting():
-        assert not turns.is_mine()
+        assert not turns.is_at_work()
         in_thread(other).join(10)
-    assert turns.is_mine()
+    assert turns.is_at_work()
     with pytest.raises(ZeroDivisionError), turns.waiting():
         raise ZeroDivisionError
-    assert turns.is_mine()
+    assert turns.is_at_work()
     turns.leave()
 
 
@@ -84,3 +84,33 @@ def test_who_has_no_turn_waits_without_one():
     with turns.waiting():
         assert not turns._turn.locked()
     assert not turns._turn.locked()
+
+
+def test_who_is_about_to_wait_is_told_so_once(monkeypatch):
+    monkeypatch.setattr(turns, "PATIENCE_SECONDS", 0.001)
+    told = []
+    turns.take(before_waiting=lambda: told.append(turns._turn.locked()))
+    turns.leave()
+    turns.leave()
+    assert told == [False]
+    turns.take(before_waiting=lambda: told.append(True))
+    turns.done()
+    assert (told, turns.is_at_work()) == ([False], False)
+    in_other_hands = threading.Event()
+
+    def other():
+        turns.take()
+        in_other_hands.wait(10)
+        turns.leave()
+
+    thread = in_thread(other)
+    try:
+        turns.take(before_waiting=lambda: told.append(True))
+        assert turns.is_at_work(), "somebody may wait for it, with the turn or without"
+        with turns.waiting():
+            assert told == [False, True]
+    finally:
+        in_other_hands.set()
+        thread.join()
+        turns.leave()
+    assert told == [False, True]

@@ -27,7 +27,7 @@ _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks
 _EMPTY: dict[str, type] = {"models": list, "metadata": dict, "blocked": bool}
 
 
-def read_body(schema: Schema) -> dict[str, Any]:
+def read_body(schema: type[Schema]) -> dict[str, Any]:
     """The JSON body as the schema wants it.
 
     Raises InvalidRequest naming the field, TooLarge above 1 MB.
@@ -37,7 +37,7 @@ def read_body(schema: Schema) -> dict[str, Any]:
     return loaded
 
 
-def read_query(schema: Schema) -> dict[str, Any]:
+def read_query(schema: type[Schema]) -> dict[str, Any]:
     """The query as the schema wants it. Raises InvalidRequest naming the parameter."""
     for name, values in request.args.lists():
         if len(values) > 1:

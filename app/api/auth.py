@@ -2,7 +2,6 @@
 
 import hmac
 from collections.abc import Callable
-from dataclasses import replace
 from enum import Enum
 from typing import Any, TypeVar
 
@@ -88,7 +87,7 @@ def install(
             return
         by_session = door_of(app, request.endpoint or "") is Door.SESSION
         found = signed_in() if by_session else _holder()
-        g.caller = caller = replace(found, origin=Origin(context.request_id(), request.remote_addr))
+        g.caller = caller = found.sending(Origin(context.request_id(), request.remote_addr))
         on_caller(caller)
         if required is None or not _serves(required, caller):
             raise NotPermitted(

@@ -8,7 +8,7 @@ from app.api import body, once, target
 from app.api.auth import Guard, guard
 from app.api.context import caller, services
 from app.api.job_schemas import JobListQuery, NewBatchBody, json_object
-from app.api.schemas import load, single_values
+from app.api.schemas import load, loaded_query
 from app.errors import InvalidRequest
 from app.objects import Batch, Page
 from app.services.router import Hints
@@ -25,7 +25,7 @@ def create(**_: str) -> Batch:
     def make(job_uuid: str) -> Batch:
         found = json_object()
         hints = target.hints(found)
-        return batches.create(caller(), load(NewBatchBody(), found), hints, job_uuid)
+        return batches.create(caller(), load(NewBatchBody, found), hints, job_uuid)
 
     return once.of_json(make, batches.made)
 
@@ -35,7 +35,7 @@ def create(**_: str) -> Batch:
 def list_(**_: str) -> Page:
     """A page of the caller's own batches."""
     selector = _hints().selector()
-    query = load(JobListQuery(), single_values(JobListQuery().fields))
+    query = loaded_query(JobListQuery)
     return services().batches.page(caller(), query, selector)
 
 

@@ -1,7 +1,7 @@
 """services(), caller(), the request id: the only look at g and current_app."""
 
+import os
 import re
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -88,7 +88,7 @@ def request_id() -> str:
     """The caller's own `x-request-id` when it is a sane one, else a new one; one per request."""
     if "request_id" not in g:
         sent = request.headers.get("x-request-id", "")
-        g.request_id = sent if _SANE_REQUEST_ID.fullmatch(sent) else f"req_{uuid.uuid4().hex}"
+        g.request_id = sent if _SANE_REQUEST_ID.fullmatch(sent) else f"req_{os.urandom(16).hex()}"
     return cast(str, g.request_id)
 
 

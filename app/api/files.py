@@ -12,7 +12,7 @@ from app.api import accel, body, context, hangup, once, target
 from app.api.auth import Guard, guard
 from app.api.context import caller, note, services
 from app.api.form import Form, SpooledFile, least_file_bytes, spooled_form
-from app.api.schemas import FileListQuery, UploadFields, expires_after, load, single_values
+from app.api.schemas import FileListQuery, UploadFields, expires_after, load, loaded_query
 from app.errors import GatewayError, InvalidRequest, UpstreamError
 from app.objects import FileDeleted, FileObject, Page
 from app.services.files import Content
@@ -48,7 +48,7 @@ def _asked(form: Form, spooled: SpooledFile | None) -> tuple[Upload, Way]:
     """What the form asks for: what is to be stored, and where."""
     way = services().router.way(target.hints(dict(form.fields)).selector(), caller())
     purpose = form.text("purpose")
-    fields = load(UploadFields(), {} if purpose is None else {"purpose": purpose})
+    fields = load(UploadFields, {} if purpose is None else {"purpose": purpose})
     expiry = expires_after(form.fields)
     if spooled is None:
         raise InvalidRequest("the form has no part named 'file'", param="file")
@@ -110,7 +110,7 @@ def _stored_once(
 def list_(**_: str) -> Page:
     """A page of file objects."""
     selector = _hints().selector()
-    query = load(FileListQuery(), single_values(FileListQuery().fields))
+    query = loaded_query(FileListQuery)
     return services().file_lists.page(caller(), query, selector)
 
 

@@ -9,7 +9,7 @@ from app.api.auth import Guard, guard
 from app.api.batches import wants_state
 from app.api.context import caller, services
 from app.api.job_schemas import CheckpointsQuery, JobListQuery, NewJobBody, json_object
-from app.api.schemas import load, single_values
+from app.api.schemas import load, loaded_query
 from app.objects import FineTuningJob
 from app.services.fine_tuning import Action
 from app.services.job_lists import JobQuery
@@ -27,7 +27,7 @@ def create(**_: str) -> FineTuningJob:
     def make(job_uuid: str) -> FineTuningJob:
         found = json_object()
         hints = target.hints({key: value for key, value in found.items() if key != "model"})
-        load(NewJobBody(), found)
+        load(NewJobBody, found)
         return jobs.create(caller(), found, hints, job_uuid)
 
     return once.of_json(make, jobs.made)
@@ -60,12 +60,12 @@ def steer(job_id: str, action: Action, **_: str) -> FineTuningJob:
 def details(job_id: str, what: Literal["events", "checkpoints"], **_: str) -> dict[str, Any]:
     """A page of what happened to the job, or of the models that it made on its way."""
     schema = JobListQuery if what == "events" else CheckpointsQuery
-    query: JobQuery = load(schema(), single_values(schema().fields))
+    query: JobQuery = loaded_query(schema)
     return services().fine_tuning.details(caller(), job_id, what, query, _hints())
 
 
 def _query() -> JobQuery:
-    query: JobQuery = load(JobListQuery(), single_values(JobListQuery().fields))
+    query: JobQuery = loaded_query(JobListQuery)
     return query
 
 

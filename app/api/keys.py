@@ -28,7 +28,7 @@ blueprint = Blueprint("keys", __name__)
 @once.single
 def generate() -> dict[str, Any]:
     """The new key; the only answer, beside a renewal's, that holds a secret."""
-    fields = cast(KeyFields, read_body(NewKey()))
+    fields = cast(KeyFields, read_body(NewKey))
     return {**services().access.generate_key(caller(), fields)}
 
 
@@ -36,7 +36,7 @@ def generate() -> dict[str, Any]:
 @guard(Guard.WRITE)
 def update() -> dict[str, Any]:
     """The key as changed."""
-    body = read_body(KeyChanges())
+    body = read_body(KeyChanges)
     name = body.pop("key")
     return {**services().access.update_key(caller(), name, cast(KeyFields, body))}
 
@@ -45,7 +45,7 @@ def update() -> dict[str, Any]:
 @guard(Guard.WRITE)
 def delete() -> dict[str, Any]:
     """The hashes of the keys that are gone."""
-    body = read_body(KeyDeletion())
+    body = read_body(KeyDeletion)
     named = [*body.get("keys", []), *([body["key"]] if "key" in body else [])]
     aliases = body.get("key_aliases", [])
     return {"deleted_keys": services().access.delete_keys(caller(), named, aliases)}
@@ -55,7 +55,7 @@ def delete() -> dict[str, Any]:
 @guard(Guard.WRITE)
 def block() -> dict[str, Any]:
     """The key, refused from now on."""
-    name, alias_only = _named(read_body(KeyReference()))
+    name, alias_only = _named(read_body(KeyReference))
     return {**services().access.block_key(caller(), name, alias_only=alias_only)}
 
 
@@ -63,7 +63,7 @@ def block() -> dict[str, Any]:
 @guard(Guard.ADMIN)
 def unblock() -> dict[str, Any]:
     """The key, accepted again."""
-    name, alias_only = _named(read_body(KeyReference()))
+    name, alias_only = _named(read_body(KeyReference))
     return {**services().access.unblock_key(caller(), name, alias_only=alias_only)}
 
 
@@ -72,7 +72,7 @@ def unblock() -> dict[str, Any]:
 @once.single
 def regenerate() -> dict[str, Any]:
     """The same key with a new secret."""
-    body = read_body(Renewal())
+    body = read_body(Renewal)
     name, alias_only = _named(body)
     return {
         **services().access.regenerate_key(
@@ -85,7 +85,7 @@ def regenerate() -> dict[str, Any]:
 @guard(Guard.ANY_KEY)
 def info() -> dict[str, Any]:
     """A key, the calling one when none is named. `key` is its hash."""
-    query = read_query(KeyQuery())
+    query = read_query(KeyQuery)
     access = services().access
     if query:
         name, alias_only = _named(query)
@@ -99,7 +99,7 @@ def info() -> dict[str, Any]:
 @guard(Guard.ANY_KEY)
 def list_() -> dict[str, Any]:
     """One page of keys, newest first."""
-    query = read_query(KeyListQuery())
+    query = read_query(KeyListQuery)
     keys, total = services().access.list_keys(caller(), **query)
     return {
         "keys": keys,

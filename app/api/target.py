@@ -49,19 +49,19 @@ def hints(body: Mapping[str, Any] | None = None) -> Hints:
     Raises InvalidRequest for a field that would choose an address or a credential: those come
     from the configuration alone.
     """
-    if _says_nothing() and not body:
-        return _NO_HINTS
-    refuse_forbidden(request.args)
-    refuse_forbidden(body or {})
-    found = [
-        (place, kind, values)
-        for place, kind, raw in _found(body or {})
-        if (values := _values(kind, raw))
-    ]
-    return Hints(found)
+    places: list[_Place] = []
+    if not _says_nothing():
+        refuse_forbidden(request.args)
+        places += _beside_body()
+    if body:
+        refuse_forbidden(body)
+        places += _named("body", body.items())
+    found = [(at, kind, values) for at, kind, raw in places if (values := _values(kind, raw))]
+    return Hints(found) if found else _NO_HINTS
 
 
 _NO_HINTS = Hints()
+_Place = tuple[str, str, list[Any]]
 
 
 def _says_nothing() -> bool:
@@ -86,7 +86,7 @@ def refuse_forbidden(names: Mapping[str, Any]) -> None:
             )
 
 
-def _found(body: Mapping[str, Any]) -> Iterator[tuple[str, str, list[Any]]]:
+def _beside_body() -> Iterator[_Place]:
     for name, value in (request.view_args or {}).items():
         if name in _SELECTORS:
             yield "path", _SELECTORS[name], [value]
@@ -95,13 +95,12 @@ def _found(body: Mapping[str, Any]) -> Iterator[tuple[str, str, list[Any]]]:
         if (value := request.headers.get(header)) is not None:
             yield f"header {header}", kind, [value]
     yield from _named("query", request.args.lists())
-    yield from _named("body", ((name, value) for name, value in body.items()))
 
 
-def _named(place: str, fields: Any) -> Iterator[tuple[str, str, list[Any]]]:
+def _named(place: str, fields: Any) -> Iterator[_Place]:
     gathered: dict[str, list[Any]] = {}
     for name, value in fields:
-        plain = _BRACKETS.sub("", name)
+        plain = _BRACKETS.sub("", name) if name.endswith("]") else name
         if plain == "provider" and isinstance(value, dict):
             continue  # OpenRouter's own, and none of ours.
         if plain in _SELECTORS:

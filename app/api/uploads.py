@@ -71,7 +71,7 @@ def create(**_: str) -> UploadObject:
     """A pending upload; its file will go where this request's selector asks for."""
     given = body.optional_object()
     selector = target.hints(given).selector()
-    announced: Announced = load(AnnouncedFields(), given)
+    announced: Announced = load(AnnouncedFields, given)
     expiry = given.get("expires_after")
     if expiry is not None:
         found = expires_after({"expires_after": [json.dumps(expiry)]})
@@ -106,7 +106,7 @@ def complete(upload_id: str, **_: str) -> UploadObject:
     """The completed upload, with its file."""
     given = body.optional_object()
     hints = target.hints(given)
-    wanted = load(CompleteFields(), given)
+    wanted = load(CompleteFields, given)
     return services().uploads.complete(
         caller(), upload_id, wanted["part_ids"], hints, wanted["md5"]
     )

@@ -29,7 +29,7 @@ _NO_KEY = {"key": None, "key_name": None, "token": None, "expires": None, "key_a
 @once.single
 def new() -> dict[str, Any]:
     """The new user, with his first key unless `auto_create_key` is false."""
-    body = read_body(NewUser())
+    body = read_body(NewUser)
     user_id = body.pop("user_id")
     wants_key = body.pop("auto_create_key")
     # The user's own list bounds his first key; a copy of it would not follow when it is changed.
@@ -47,7 +47,7 @@ def new() -> dict[str, Any]:
 @guard(Guard.ADMIN)
 def update() -> dict[str, Any]:
     """The user as changed."""
-    body = read_body(UserChanges())
+    body = read_body(UserChanges)
     user_id = body.pop("user_id")
     return {**services().access.update_user(caller(), user_id, cast(UserFields, body))}
 
@@ -56,7 +56,7 @@ def update() -> dict[str, Any]:
 @guard(Guard.ADMIN)
 def delete() -> dict[str, Any]:
     """Who is gone, and how many keys and files went with them."""
-    body = read_body(UserDeletion())
+    body = read_body(UserDeletion)
     user_ids = [*body.get("user_ids", []), *([body["user_id"]] if "user_id" in body else [])]
     deleted = services().access.delete_users(caller(), user_ids, body["files"], body["transfer_to"])
     return {
@@ -71,7 +71,7 @@ def delete() -> dict[str, Any]:
 @guard(Guard.ANY_KEY)
 def info() -> dict[str, Any]:
     """A user and his newest keys."""
-    user, keys = services().access.user_info(caller(), read_query(UserQuery()).get("user_id"))
+    user, keys = services().access.user_info(caller(), read_query(UserQuery).get("user_id"))
     return {"user_id": user["user_id"], "user_info": user, "keys": keys}
 
 
@@ -79,7 +79,7 @@ def info() -> dict[str, Any]:
 @guard(Guard.ANY_KEY)
 def list_() -> dict[str, Any]:
     """One page of users, newest first."""
-    query = read_query(UserListQuery())
+    query = read_query(UserListQuery)
     users, total = services().access.list_users(caller(), **query)
     return {
         "users": users,

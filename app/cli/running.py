@@ -2,7 +2,9 @@
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 import click
 
@@ -54,7 +56,6 @@ def serve(
         f"Manifold {app.__version__} on http://{address}\n"
         f"Try: curl http://{address}/health/readiness"
     )
-    sys.stdout.flush()
     os.environ["MANIFOLD_CONFIG"] = str(Path(config).absolute())
     os.environ[start.ANNOUNCED] = "1"
     # By their paths, and -P, because the current directory may hold an `app` or a `wsgi.py` too.
@@ -67,10 +68,37 @@ def serve(
     if worker_class is not None:
         command += ["--worker-class", worker_class]
     command.append("wsgi:app")
+    # The options that gunicorn itself takes from the environment may ask for it too.
+    named = worker_class or os.environ.get("MANIFOLD_WORKER_CLASS", "")
+    wants_gevent = "gevent" in named + os.environ.get("GUNICORN_CMD_ARGS", "")
+    gunicorn = partial(_start_anew if wants_gevent else _go_on_as, command)
     if no_worker:
         # In place of this process, so that signals reach gunicorn and its exit status is ours.
-        os.execv(sys.executable, command)  # noqa: S606
-    sys.exit(supervisor.run(command, [sys.executable, "-P", "-m", "app.cli", "worker"]))
+        gunicorn()
+    sys.exit(supervisor.run(gunicorn, [sys.executable, "-P", "-m", "app.cli", "worker"]))
+
+
+def _start_anew(command: list[str]) -> NoReturn:
+    """For gevent, which has to be there before everything that it changes."""
+    sys.stdout.flush()
+    os.execv(sys.executable, command)  # noqa: S606
+
+
+def _go_on_as(command: list[str]) -> NoReturn:
+    """Become gunicorn without loading again what is loaded: half a second of a start.
+
+    Its workers have all of the application before they begin.
+    """
+    import gunicorn  # noqa: PLC0415  # nobody else needs it
+    from gunicorn.app import wsgiapp  # noqa: PLC0415  # likewise
+
+    import app.factory  # noqa: F401, PLC0415  # likewise
+
+    # Its options, behind what it starts when it is asked to replace itself.
+    itself = Path(gunicorn.__file__).with_name("__main__.py")
+    sys.argv = [str(itself), *command[command.index("gunicorn") + 1 :]]
+    wsgiapp.WSGIApplication(prog="gunicorn").run()
+    sys.exit()
 
 
 @click.command()

@@ -79,7 +79,7 @@ def create() -> BaseResponse:
     model = given.get("model", "").strip()
     hints = target.hints({"model": model} if model else {})
     job_uuid = ids.new_uuid()
-    services().batches.create(caller(), load(NewBatchBody(), body), hints, job_uuid)
+    services().batches.create(caller(), load(NewBatchBody, body), hints, job_uuid)
     return go(f"/ui/batches/{job_uuid}")
 
 

@@ -67,7 +67,7 @@ def create() -> Response:
         body["models"] = chosen
     if caller().is_admin and (user_id := request.form.get("user_id", "").strip()):
         body["user_id"] = user_id
-    fields = load(NewKey(), body)
+    fields = load(NewKey, body)
     asked(fields)
     return _with_secret(services().access.generate_key(caller(), cast(KeyFields, fields)), "made")
 
@@ -107,7 +107,7 @@ def regenerate(token: str) -> Response:
     """Give the key a new secret and show it."""
     key = _found(token)
     body = {"key": key["token"], **texts(request.form, {"grace_period": "grace_period"})}
-    fields = load(Renewal(), body)
+    fields = load(Renewal, body)
     asked(fields)
     made = services().access.regenerate_key(caller(), key["token"], fields.get("grace_until"))
     return _with_secret(made, "renewed")

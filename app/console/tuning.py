@@ -64,7 +64,7 @@ def create() -> BaseResponse:
     if suffix := given.get("suffix", "").strip():
         body["suffix"] = suffix
     asked(body)
-    load(NewJobBody(), body)
+    load(NewJobBody, body)
     job_uuid = ids.new_uuid()
     services().fine_tuning.create(caller(), body, target.hints({}), job_uuid)
     return go(f"/ui/fine-tuning/{job_uuid}")

@@ -29,7 +29,7 @@ def stored(require_token: Callable[[str | None], object], token_field: str) -> s
             if name == "target_model_names" and any(values)
         }
         way = services().router.way(target.hints(given).selector(), caller())
-        fields = load(UploadFields(), {"purpose": form.text("purpose") or ""})
+        fields = load(UploadFields, {"purpose": form.text("purpose") or ""})
         spooled = form.file
         if spooled is None or (spooled.size == 0 and spooled.filename == "upload"):
             raise InvalidRequest("choose a file first", param="file")

@@ -51,7 +51,7 @@ def create() -> Response:
     body |= texts(request.form, {**_TEXTS, "user_id": "user_id", "duration": "duration"})
     if chosen := models_of(request.form):
         body["models"] = chosen
-    fields = load(NewUser(), body)
+    fields = load(NewUser, body)
     asked(fields)
     user_id = fields.pop("user_id")
     fields.pop("auto_create_key")
@@ -109,7 +109,7 @@ def delete() -> BaseResponse:
     body = {"user_ids": [_user_id()], "files": request.form.get("files", "keep")}
     if heir := request.form.get("transfer_to", "").strip():
         body["transfer_to"] = heir
-    fields = load(UserDeletion(), body)
+    fields = load(UserDeletion, body)
     asked(fields)
     services().access.delete_users(
         caller(), fields["user_ids"], fields["files"], fields["transfer_to"]
@@ -123,7 +123,7 @@ def address(user_id: str) -> str:
 
 
 def _update(body: dict[str, Any]) -> BaseResponse:
-    fields = load(UserChanges(), body)
+    fields = load(UserChanges, body)
     asked(fields)
     user_id = fields.pop("user_id")
     services().access.update_user(caller(), user_id, cast(UserFields, fields))

@@ -69,20 +69,20 @@ class Database:
         with _as_unavailable(), self._read() as session:
             yield session
 
-    @contextmanager
-    def ask(self) -> Iterator[Asking]:
+    def ask(self) -> "_Ask":
         """A connection for questions that are asked all the time: see `app.db.question`."""
+        return _Ask(self)
+
+    def lend(self) -> "_Asked":
+        """A connection to ask on; `take_back` is for one that is as good as it was."""
         self._let_others_work()
         try:
-            asked = self._resting.pop()
+            return self._resting.pop()
         except IndexError:
-            asked = _Asked(self.engine)
-        try:
-            yield asked.asking
-        except BaseException as error:
-            if (instead := asked.failed(error)) is not None:
-                raise instead from error
-            raise
+            return _Asked(self.engine)
+
+    def take_back(self, asked: "_Asked") -> None:
+        """Keep a connection for the next question, or give it back to the pool."""
         if len(self._resting) < self._most_resting:
             self._resting.append(asked)
         else:
@@ -115,6 +115,23 @@ class Database:
         """Return if the database answers, else raise DatabaseUnavailable."""
         with self.read() as session:
             session.execute(text("SELECT 1"))
+
+
+class _Ask:
+    """What `Database.ask` is used with; a generator would cost as much as the question."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def __enter__(self) -> Asking:
+        self._asked = self._database.lend()
+        return self._asked.asking
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if error is None:
+            self._database.take_back(self._asked)
+        elif (instead := self._asked.failed(error)) is not None:
+            raise instead from error
 
 
 class _Asked:

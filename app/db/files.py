@@ -168,6 +168,19 @@ def copies_of(session: Session, file_ids: Collection[str]) -> list[Copy]:
     )
 
 
+_PLACE = Question(
+    select(*(File.__table__.c[name] for name in ("owner", "public_id", "created_at"))).where(
+        File.__table__.c.id == bindparam("id")
+    )
+)
+
+
+def place(asking: Asking, file_uuid: str) -> tuple[str, str | None, dt.datetime] | None:
+    """Owner, public id and creation of the file with this row id, in whatever state."""
+    found = asking.all(_PLACE, id=file_uuid)
+    return (found[0][0], found[0][1], found[0][2]) if found else None
+
+
 class Listed(NamedTuple):
     """What a list shows of a file: columns of its row."""
 

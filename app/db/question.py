@@ -65,7 +65,9 @@ class _Asked:
         """A row of the driver's with values of our types."""
         made = list(found)
         for at, process in self._results:
-            made[at] = process(made[at])
+            # No type of ours makes anything of NULL.
+            if (value := made[at]) is not None:
+                made[at] = process(value)
         return made
 
 

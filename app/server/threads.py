@@ -1,12 +1,13 @@
 """gunicorn's threaded worker: a thread for each request at hand."""
 
 import errno
-import select
 import selectors
 import socket
 import struct
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -21,6 +22,7 @@ from app.server.answers import Answer
 from app.server.bodies import Arriving, Input
 from app.server.peers import caller
 from app.server.refusals import Refusing, SlowHeadError, linger
+from app.server.watch import Watch
 
 
 class Client(socket.socket):
@@ -32,19 +34,11 @@ class Client(socket.socket):
 
     _deadline: float | None = None
     _is_readable = False
-    _poll: Any = None
 
     def setblocking(self, flag: bool, /) -> None:
         """As a socket's, without a system call for what is so already."""
         if self.gettimeout() != (None if flag else 0):
             super().setblocking(flag)
-
-    def has_more(self, seconds: float) -> bool:
-        """Whether something can be read, the end of it too, now or within that time."""
-        if self._poll is None:
-            self._poll = select.poll()
-            self._poll.register(self, select.POLLIN)
-        return bool(self._poll.poll(seconds * 1000))
 
     def limit(self) -> None:
         """Wait for at most IDLE_SECONDS at a time, from now on."""
@@ -73,7 +67,8 @@ class Client(socket.socket):
         # A byte now and then would never be idle; so the whole head has one deadline.
         self.settimeout(max(0.001, deadline - time.monotonic()))
         try:
-            return super().recv(size)
+            with turns.waiting():
+                return super().recv(size)
         except TimeoutError as error:
             raise SlowHeadError from error
         finally:
@@ -139,33 +134,65 @@ class Worker(Refusing, gthread.ThreadWorker):  # type: ignore[misc]  # gunicorn 
     def get_thread_pool(self) -> "_Threads":
         return _Threads(max_workers=self.cfg.threads)
 
-    def handle(self, conn: Any) -> Any:
-        again = self._one(conn)
-        while again is True and self._is_worth_staying(conn):
+    def init_process(self) -> None:
+        self.watch = Watch(
+            give_back=lambda conn: self._hand_in(conn, True),
+            call=lambda: self._submit(self._follow),
+            is_short=lambda: self.tpool.is_short,
+        )
+        # Each request looks up a dozen settings, through a method that makes each value anew. What
+        # the class itself answers goes before this.
+        self.cfg.__dict__.update({name: each.get() for name, each in self.cfg.settings.items()})
+        super().init_process()
+
+    def enqueue_req(self, conn: Any) -> None:
+        self._submit(partial(self._begin, conn))
+
+    def _submit(self, work: Callable[[], None]) -> None:
+        with suppress(RuntimeError):  # the worker ends, and all its connections with it
+            self.tpool.submit(work)
+
+    def _begin(self, conn: Any) -> None:
+        """Answer what this connection asks, and then whatever else is asked."""
+        if self._serve(conn):
+            self._follow()
+
+    def _follow(self) -> None:
+        while (conn := self.watch.next()) is not None:
+            self._serve(conn)
+
+    def _serve(self, conn: Any) -> bool:
+        """Answer all requests that are here; whether the connection is watched after that."""
+        again: Any = False
+        try:
             again = self._one(conn)
-        return again
+            while again is True and self.alive and conn.parser.unreader.buf.getvalue():
+                again = self._one(conn)
+        finally:
+            is_watched = again is True and self.alive and isinstance(conn.sock, Client)
+            if is_watched:
+                self.watch.rest(conn)
+            else:
+                self._hand_in(conn, again)
+        return is_watched
 
-    def _is_worth_staying(self, conn: Any) -> bool:
-        """Whether this thread goes on with its connection's next request.
-
-        A busy client sends it at once. The way through the main loop, two threads further and ten
-        system calls long, would cost as much as a small answer.
-        """
-        if not self.alive or not isinstance(conn.sock, Client):
-            return False
-        if conn.parser.unreader.buf.getvalue():
-            return True
-        return not self.tpool.is_short and conn.sock.has_more(limits.STAY_SECONDS)
+    def _hand_in(self, conn: Any, again: Any) -> None:
+        """Leave the connection to the main loop."""
+        result: Future[Any] = Future()
+        result.set_result(again)
+        self.method_queue.defer(self.finish_request, conn, result)
 
     def _one(self, conn: Any) -> Any:
         if isinstance(conn.sock, Client):
             conn.sock.expect_head()
         conn.unread = True
-        turns.take()
+        turns.take(before_waiting=self.watch.hand_over)
         try:
-            again = super().handle(conn)
+            again = self.handle(conn)
+            if again is False and conn.unread:
+                turns.leave()
         finally:
-            turns.leave()
+            turns.done()
         if again is False:
             if conn.unread:
                 if isinstance(conn.sock, Client):
@@ -183,7 +210,9 @@ class Worker(Refusing, gthread.ThreadWorker):  # type: ignore[misc]  # gunicorn 
         req.body = Input(conn.body)
         req._expected_100_continue = False
         # The connection may carry several clients' requests, one after the other.
-        peer = caller(req, conn.client)
+        if not hasattr(conn, "is_trusted"):
+            conn.is_trusted = req._peer_is_trusted_proxy()
+        peer = caller(req, conn.client, is_trusted=conn.is_trusted)
         begun = datetime.now()  # gunicorn's log wants a difference of two such
         answer, environ = wsgi.create(req, conn.sock, peer, conn.server, self.cfg, Answer)
         environ["wsgi.multithread"] = True

@@ -8,7 +8,6 @@ from typing import Literal
 from app import ids
 from app.db import files as rows
 from app.db.engine import Database
-from app.db.tables import File
 from app.errors import InvalidRequest, NotPermitted
 from app.objects import FileObject, Page, page
 from app.services.callers import MASTER_OWNER, MASTER_USER_ID, Caller
@@ -73,18 +72,17 @@ class FileLists:
     def _place(self, owner: str, cursor: str) -> tuple[dt.datetime, str]:
         """Where the file of a cursor stands. It may be deleted by now: its row still says it."""
         meaning = ids.decode(cursor)
-        found: Sequence[File] = ()
         if isinstance(meaning, ids.UnifiedId):
             with self._database.ask() as asking:
-                held = rows.with_copies(asking, meaning.file_uuid)
-            found = [held[0]] if held else []
+                found = rows.place(asking, meaning.file_uuid)
+            if found and found[:2] == (owner, cursor):
+                return found[2], meaning.file_uuid
         elif meaning is not None:
             with self._database.read() as session:
-                found = rows.by_deployment_file_id(session, meaning.raw)
-        own = [file for file in found if file.owner == owner and file.public_id == cursor]
-        if not own:
-            raise _unknown_cursor(cursor)
-        return own[0].created_at, own[0].id
+                for file in rows.by_deployment_file_id(session, meaning.raw):
+                    if (file.owner, file.public_id) == (owner, cursor):
+                        return file.created_at, file.id
+        raise _unknown_cursor(cursor)
 
     def _upstream(self, way: Way, query: ListQuery) -> Page:
         handed: Callable[[str], str] = (

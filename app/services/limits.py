@@ -1,5 +1,8 @@
 """What a key or a user may have and do at most; None is no limit."""
 
+import functools
+import operator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from typing import Any, TypedDict, cast
 
@@ -37,7 +40,8 @@ class Limits:
     @classmethod
     def of(cls, columns: Any, prefix: str = "") -> "Limits":
         """Those that a row has as columns of these names, each behind a prefix."""
-        return cls(*(getattr(columns, prefix + name) for name in NAMES))
+        found = _columns(prefix)(columns)
+        return UNLIMITED if found == _NONE else cls(*found)
 
     def within(self, others: "Limits") -> bool:
         """Whether nothing that these allow is refused by the others."""
@@ -51,6 +55,12 @@ class Limits:
 
 NAMES = tuple(field.name for field in fields(Limits))
 UNLIMITED = Limits()
+_NONE = (None,) * len(NAMES)
+
+
+@functools.cache
+def _columns(prefix: str) -> Callable[[Any], tuple[int | None, ...]]:
+    return operator.attrgetter(*(prefix + name for name in NAMES))
 
 
 @dataclass(frozen=True)

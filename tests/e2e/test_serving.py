@@ -146,8 +146,9 @@ def words(gateway: Gateway) -> int:
 
 def workers(gateway: Gateway) -> list[psutil.Process]:
     """gunicorn's own; `manifold serve` has gunicorn and the background worker below itself."""
-    every = [each for each in gateway.processes() if "gunicorn" in each.cmdline()]
-    return [each for each in every if each.ppid() in {master.pid for master in every}]
+    every = [p for p in gateway.processes() if not {"gunicorn", "serve"}.isdisjoint(p.cmdline())]
+    parents = {each.ppid() for each in every}
+    return [each for each in every if each.pid not in parents]
 
 
 # ---------------------------------------------------------------- slow clients
@@ -277,17 +278,18 @@ def test_a_hundred_streams_run_side_by_side(tmp_path: Any, account: Account):
 
     with (
         served(tmp_path, account, workers=2, threads=64) as gateway,
-        account.changed(chunk_delay_s=0.1, chunks=20),
+        # So long that a busy machine's own time, of up to 4.5 s, is not taken for waiting.
+        account.changed(chunk_delay_s=0.3, chunks=20),
     ):
         # The kernel throws dice for the worker of each connection: once in 300 times more than 64
         # of them meet in one worker, and the rest waits for a thread.
         took: list[float] = []
-        while not took or (took[-1] >= 4 and len(took) < 3):
+        while not took or (took[-1] >= 12 and len(took) < 3):
             begun = time.monotonic()
             assert asyncio.run(together(gateway)) == [20] * 100
             took.append(time.monotonic() - begun)
-    print(f"\n100 streams of 2 s: {took[-1]:.2f} s")
-    assert took[-1] < 4
+    print(f"\n100 streams of 6 s: {took[-1]:.2f} s")
+    assert took[-1] < 12
 
 
 def test_idle_connections_keep_nobody_waiting(gateway: Gateway):
