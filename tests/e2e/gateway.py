@@ -38,7 +38,7 @@ RUNNING: "list[Server]" = []
 """Every process that is up; the hook in conftest.py shows their logs when a test fails."""
 
 
-def wait_until(condition: Callable[[], T], timeout: float = 20.0, pause: float = 0.02) -> T:
+def wait_until(condition: Callable[[], T], timeout: float = 60.0, pause: float = 0.02) -> T:
     """The first true answer of `condition`; AssertionError when there is none in time."""
     end = time.monotonic() + timeout
     while not (answer := condition()):
@@ -214,7 +214,7 @@ class Server:
             wait_until(lambda: not any(_alive(each) for each in tree))
             # A thread that waits for the disk dies later, and keeps the address open until then:
             # whoever connects would wait with it.
-            wait_until(self._refuses, 60)
+            wait_until(self._refuses)
         self._ended()
         return process.returncode
 

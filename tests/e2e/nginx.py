@@ -95,7 +95,7 @@ class Nginx(Server):
             user = "user root;" if os.geteuid() == 0 else ""  # Else nobody may enter the folder.
             (folder / "nginx.conf").write_text(MAIN.format(folder=folder, user=user))
             self._begin(sockets)
-        wait_until(self._answers, 10)
+        wait_until(self._answers)
 
     def _certify(self) -> None:
         authority = trustme.CA()

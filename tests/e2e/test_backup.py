@@ -112,7 +112,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
         for thread in threads:
             thread.start()
         try:
-            wait_until(lambda: all(len(each.made) >= KEPT for each in writers), 30)
+            wait_until(lambda: all(len(each.made) >= KEPT for each in writers))
             for name in BACKUPS:
                 since = time.monotonic()
                 manifold(place, "backup", name)

@@ -279,7 +279,7 @@ def test_a_batch_ends_without_anybody_looking(gateway, house, people):
         [batch] = [b for b in alice.batches.list() if b.id == made.id]
         return batch if batch.status == "completed" else None
 
-    batch = wait_until(listed, 10)
+    batch = wait_until(listed)
     files = {file.id: file for file in alice.files.list()}
     assert files[batch.output_file_id].purpose == "batch_output"
 
@@ -371,7 +371,7 @@ def test_the_list_keeps_up_with_the_upstream(gateway, house, people):
         for stay in ("validating", "in_progress", "finalizing", None):
             west.upstream.control("PATCH", "/accounts", {"name": "west", "batch_stay": stay})
             wanted = (made.id, stay or "completed")
-            wait_until(partial(is_listed, alice, wanted), 10)
+            wait_until(partial(is_listed, alice, wanted))
 
 
 def is_listed(client: Any, wanted: tuple[str, str]) -> bool:

@@ -501,7 +501,7 @@ def test_the_tuned_model_is_its_owner_s_alone_and_survives_a_restart(gateway, pe
         # Nobody looks at the job: the worker does.
         return next((name for name in names_of(alice) if ":hers:" in name), "")
 
-    name = wait_until(registered, 15)
+    name = wait_until(registered)
     [known] = [each for each in east.jobs() if each["id"] == raw]
     assert name == known["fine_tuned_model"]
     assert alice.fine_tuning.jobs.retrieve(job.id).fine_tuned_model == name

@@ -141,7 +141,7 @@ def test_beside_clients_that_upload_and_delete_nothing_seems_to_differ(gateway):
     for thread in threads:
         thread.start()
     try:
-        wait_until(lambda: all(len(writer.made) >= 10 for writer in writers), 30)
+        wait_until(lambda: all(len(writer.made) >= 10 for writer in writers))
         for options in (("--own", "a", "--own", "b-1"), ("--repair", "--read")):
             said = fsck(gateway.config_path, *options, status=0)
             assert said[-1].startswith("nothing differs"), said

@@ -159,11 +159,11 @@ def test_a_gateway_that_dies_makes_no_twin(gateway, account, moment):
             except openai.ConflictError:
                 return None
 
-        file_id = wait_until(made, 20)
+        file_id = wait_until(made)
         assert create(client, content, **headers).id == file_id
         assert [file.id for file in client.files.list()] == [file_id]
         with gateway.start_worker():
-            wait_until(lambda: len(stored(account)) - before == 1, 40)
+            wait_until(lambda: len(stored(account)) - before == 1)
 
 
 def _quietly(client: openai.OpenAI, content: bytes, headers: dict[str, str]) -> None:

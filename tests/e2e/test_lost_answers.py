@@ -149,7 +149,7 @@ def test_an_intent_of_which_nothing_came_is_closed(kinds, client):
         assert lost.value.response.headers["x-should-retry"] == "false"
         intents.append((kind, before, file_id))
     for kind, before, file_id in intents:
-        wait_until(partial(is_closed, kind), 40)
+        wait_until(partial(is_closed, kind))
         assert kind.ids(client) == []
         assert len(kind.made()) == before
         assert client.files.delete(file_id).deleted

@@ -477,7 +477,7 @@ def test_it_starts_quickly_and_is_small(tmp_path: Any, account: Account):
         with served(tmp_path, account, workers=2, threads=64, new=True) as gateway:
             took.append(time.monotonic() - begun)
             # Only one worker has to be up for an answer.
-            wait_until(partial(have_all_answered, gateway), 60)
+            wait_until(partial(have_all_answered, gateway))
             idle = [each.memory_full_info() for each in workers(gateway)]
             client = gateway.client()
             for _ in range(20):

@@ -251,9 +251,9 @@ def test_each_batch_is_followed_by_one_worker_at_a_time(nodes, client):
             made.append(start(client, upload(client, rows(2, "a"), target_model_names="a")).id)
         raws = [batch["id"] for batch in nodes.account.batches()]
         assert len(raws) == len(made)
-        wait_until(lambda: all(len(looks(nodes.account, raw)) >= 2 for raw in raws), 30)
+        wait_until(lambda: all(len(looks(nodes.account, raw)) >= 2 for raw in raws))
         nodes.account.upstream.control("PATCH", "/accounts", {"name": "shared", "batch_stay": None})
-        wait_until(lambda: {batch.status for batch in client.batches.list()} == {"completed"}, 30)
+        wait_until(lambda: {batch.status for batch in client.batches.list()} == {"completed"})
     for raw in raws:
         for before, after in itertools.pairwise(looks(nodes.account, raw)):
             assert not before.overlaps(after)
@@ -297,7 +297,7 @@ def test_every_file_that_was_acknowledged_outlives_a_killed_node(nodes):
     with nodes.account.changed(upload_delay_s=0.4), ThreadPoolExecutor(UPLOADS) as pool:
         sending = [pool.submit(send, content) for content in contents]
         # In the middle: some are stored, others on their way.
-        wait_until(lambda: len(nodes.account.files()) - len(before) >= UPLOADS // 5, 30)
+        wait_until(lambda: len(nodes.account.files()) - len(before) >= UPLOADS // 5)
         nodes.second.kill()
         found = [each.result() for each in sending]
     acknowledged = {id_: content for id_, content in zip(found, contents, strict=True) if id_}

@@ -47,7 +47,7 @@ def one_at_a_time(gateway: Gateway, account: Account) -> None:
             account.fail(method="GET", path_prefix=f"{BATCHES}/", delay_s=0.5)
             raws = [batch["id"] for batch in account.batches()[-3:]]
             with workers(gateway, 3):
-                wait_until(lambda: all(len(looks(account, raw)) >= 3 for raw in raws), 60)
+                wait_until(lambda: all(len(looks(account, raw)) >= 3 for raw in raws))
         for raw in raws:
             seen = looks(account, raw)
             assert len(seen) >= 3
@@ -78,10 +78,11 @@ def test_looks_become_rarer(account, start_gateway):
     ):
         start(client, upload(client, rows(1, "a"), target_model_names="a"))
         raw = account.batches()[-1]["id"]
-        wait_until(lambda: len(looks(account, raw)) >= 4, 20)
+        wait_until(lambda: len(looks(account, raw)) >= 4)
         seen = looks(account, raw)
-    gaps = [b.m_start - a.m_start for a, b in itertools.pairwise(seen)]
-    assert gaps[-1] > gaps[0]
+    # A look may be late on a busy machine, and is never early: each waits longer than the last.
+    for number, (first, second) in enumerate(itertools.pairwise(seen)):
+        assert second.m_start - first.m_start > 0.5 * 1.5**number
     gateway.stop()
 
 
@@ -111,7 +112,7 @@ def test_what_cannot_be_followed_is_given_up_where_an_admin_sees_it(account, sta
             return bool(state(name)["state"] == "lost")
 
         for name, each in made.items():
-            wait_until(partial(is_lost, name), 15)
+            wait_until(partial(is_lost, name))
             found = state(name)
             assert set(found) == {"state", "deployment", "looks", "last_error"}
             assert found["last_error"]
@@ -170,7 +171,7 @@ def test_the_queue_may_be_another(account, start_gateway, queue):
                 for _ in range(3):
                     kind.start(client, kind.input(client))
             for api in (client.batches, client.fine_tuning.jobs):
-                wait_until(partial(all_ended, api), 15)
+                wait_until(partial(all_ended, api))
         gateway.stop()
         assert not (gateway.data_dir / "tasks.db").exists()
 

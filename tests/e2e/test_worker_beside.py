@@ -59,7 +59,7 @@ def test_serve_runs_a_worker_and_starts_it_again(account, place):
                         (batch.id, batch.status) for batch in client.batches.list(limit=1)
                     ]
 
-                wait_until(is_done, 15)
+                wait_until(is_done)
 
             followed()
             [worker] = tree(served, "worker")

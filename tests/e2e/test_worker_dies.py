@@ -28,7 +28,7 @@ def test_another_worker_takes_over_from_one_that_dies(account, upstream, start_g
         raw = account.batches()[-1]["id"]
         account.fail(method="GET", path_prefix=f"{BATCHES}/", times=1, delay_s=60)
         with workers(gateway, 3) as running:
-            [seen] = wait_until(lambda: looks(account, raw), 15)
+            [seen] = wait_until(lambda: looks(account, raw))
             ports = {
                 connection.laddr.port: worker
                 for worker in running
@@ -60,6 +60,6 @@ def test_a_look_that_takes_long_is_still_the_only_one(account, start_gateway):
         raw = account.batches()[-1]["id"]
         account.fail(method="GET", path_prefix=f"{BATCHES}/", times=1, delay_s=LEASE_S + 3)
         with workers(gateway, 2):
-            wait_until(lambda: [b.status for b in client.batches.list()] == ["completed"], 40)
+            wait_until(lambda: [b.status for b in client.batches.list()] == ["completed"])
         first, *rest = looks(account, raw)
         assert not any(first.overlaps(each) for each in rest)
