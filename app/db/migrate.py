@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from alembic.config import Config
 
 MIGRATIONS = Path(app.__file__).parent.parent / "migrations"
+NEWEST = MIGRATIONS / "newest.sql"
+"""What all migrations make of an empty SQLite file: see `migrations.newest`."""
 
 # Any number will do, as long as every gateway takes the same one.
 _POSTGRES_LOCK = 0x6D616E69666F6C64
@@ -89,10 +91,26 @@ def _alone(database: Database) -> Iterator[None]:
         yield
 
 
-def _upgrade(database: Database) -> None:
-    from alembic import command  # noqa: PLC0415
-    from alembic.util import CommandError  # noqa: PLC0415
+def step_by_step(database: Database) -> None:
+    """Run each migration that is missing, in one transaction. Raises ConfigError."""
+    with _changing(database) as connection:
+        _run(connection, _revision(connection))
 
+
+def _upgrade(database: Database) -> None:
+    with _changing(database) as connection:
+        found = _revision(connection)
+        if found == HEAD:
+            return
+        if connection.dialect.name == "sqlite" and not inspect(connection).get_table_names():
+            _begin_with_newest(connection)
+        else:
+            _run(connection, found)
+
+
+@contextmanager
+def _changing(database: Database) -> Iterator[Connection]:
+    """A transaction that nobody else migrates in."""
     with (
         database.engine.connect().execution_options(manifold_writes=True) as connection,
         _loose_foreign_keys(connection),
@@ -101,24 +119,34 @@ def _upgrade(database: Database) -> None:
         if connection.dialect.name == "postgresql":
             lock = text("SELECT pg_advisory_xact_lock(:number)")
             connection.execute(lock, {"number": _POSTGRES_LOCK})
-        found = _revision(connection)
-        if found == HEAD:
-            return
-        config = configuration()
-        config.attributes["connection"] = connection
-        try:
-            command.upgrade(config, "head")
-        except CommandError as error:
-            if found is None:
-                raise ConfigError([f"the database could not be migrated: {error}"]) from error
-            raise ConfigError(
-                [
-                    f"the database is at migration {found!r}, which this version of the gateway "
-                    f"(at {HEAD!r}) does not know: a newer version has upgraded it; start that "
-                    "version, or restore the database from before"
-                ]
-            ) from error
-        _refuse_orphans(connection)
+        yield connection
+
+
+def _begin_with_newest(connection: Connection) -> None:
+    """Make the tables of a new file without a step for each migration, and without Alembic."""
+    for paragraph in NEWEST.read_text().split("\n\n")[1:]:
+        connection.exec_driver_sql(paragraph)
+
+
+def _run(connection: Connection, found: str | None) -> None:
+    from alembic import command  # noqa: PLC0415
+    from alembic.util import CommandError  # noqa: PLC0415
+
+    config = configuration()
+    config.attributes["connection"] = connection
+    try:
+        command.upgrade(config, "head")
+    except CommandError as error:
+        if found is None:
+            raise ConfigError([f"the database could not be migrated: {error}"]) from error
+        raise ConfigError(
+            [
+                f"the database is at migration {found!r}, which this version of the gateway "
+                f"(at {HEAD!r}) does not know: a newer version has upgraded it; start that "
+                "version, or restore the database from before"
+            ]
+        ) from error
+    _refuse_orphans(connection)
 
 
 def _revision(connection: Connection) -> str | None:

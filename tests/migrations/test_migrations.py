@@ -18,6 +18,7 @@ from app.db import migrate
 from app.db.engine import Database, connect
 from app.db.tables import HEAD, Base
 from app.errors import ConfigError
+from migrations import newest
 from tests.row_builders import row_of
 
 POSTGRES = os.environ.get("MANIFOLD_TEST_POSTGRES")
@@ -217,3 +218,55 @@ def test_alembic_itself_takes_the_address_from_the_environment(tmp_path: Path):
     engine = create_engine(f"sqlite:///{path}")
     assert set(inspect(engine).get_table_names()) == TABLES | {"alembic_version"}
     engine.dispose()
+
+
+# ------------------------------------------------ what a new SQLite file begins with
+
+
+def made(path: Path) -> dict[tuple[str, str], str]:
+    with sqlite3.connect(path) as database:
+        rows = database.execute("SELECT type, name, sql FROM sqlite_master").fetchall()
+    return {(kind, name): " ".join((sql or "").split()) for kind, name, sql in rows}
+
+
+def test_a_new_file_begins_as_if_every_migration_had_been_run(tmp_path):
+    for name, begin in (("new", migrate.upgrade), ("old", migrate.step_by_step)):
+        database = connect(f"sqlite:///{tmp_path / name}")
+        begin(database)
+        assert migrate.current(database) == HEAD
+        database.engine.dispose()
+    assert made(tmp_path / "new") == made(tmp_path / "old")
+    assert newest.written() == migrate.NEWEST.read_text(), "run `python -m migrations.newest`"
+
+
+def test_a_new_file_begins_without_alembic(tmp_path):
+    code = (
+        "import sys; from app.db import engine, migrate; "
+        f"migrate.upgrade(engine.connect('sqlite:///{tmp_path / 'new'}')); "
+        "assert not [name for name in sys.modules if name.startswith('alembic')]"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_a_file_with_somebody_else_s_table_is_migrated_step_by_step(tmp_path, monkeypatch):
+    monkeypatch.setattr(migrate, "NEWEST", tmp_path / "not there")
+    database = connect(f"sqlite:///{tmp_path / 'shared'}")
+    with database.engine.begin() as connection:
+        connection.execute(text("CREATE TABLE theirs (id INTEGER)"))
+    migrate.upgrade(database)
+    assert tables(database) == {*TABLES, "alembic_version", "theirs"}
+    database.engine.dispose()
+
+
+def test_a_beginning_that_fails_leaves_an_empty_file(tmp_path, monkeypatch):
+    broken = tmp_path / "broken.sql"
+    broken.write_text(migrate.NEWEST.read_text().replace("INSERT INTO", "INSERT IN"))
+    monkeypatch.setattr(migrate, "NEWEST", broken)
+    database = connect(f"sqlite:///{tmp_path / 'new'}")
+    with pytest.raises(ConfigError, match="could not be migrated"):
+        migrate.upgrade(database)
+    assert tables(database) == set()
+    monkeypatch.undo()
+    migrate.upgrade(database)
+    assert tables(database) == {*TABLES, "alembic_version"}
+    database.engine.dispose()
