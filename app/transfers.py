@@ -174,6 +174,8 @@ class Reply:
     headers: Mapping[str, str] = field(default_factory=dict)
     chunks: Iterator[bytes] = field(default_factory=lambda: iter(()))
     close: Callable[[], None] = nothing
+    length: int | None = None
+    """How long the body is, where that is known."""
 
     @property
     def is_event_stream(self) -> bool:

@@ -76,6 +76,8 @@ def _relay(operation: Operation) -> Response:
     response = Response(hangup.relayed(reply.chunks, cancellation), status=reply.status)
     for name, value in reply.headers.items():
         response.headers[name] = value
+    if reply.length is not None:
+        response.content_length = reply.length
     response.headers["llm-provider"] = answer.route.deployment.provider
     if reply.is_event_stream:
         response.headers["X-Accel-Buffering"] = "no"

@@ -231,7 +231,7 @@ def infer(upstream: Upstream, path: str, body: bytes, cancellation: Cancellation
     headers = {name: answer.headers[name] for name in _SHOWN_HEADERS if name in answer.headers}
     if answer.status >= 300:
         return _refusal(answer, headers)
-    return Reply(answer.status, headers, answer.chunks(), answer.close)
+    return Reply(answer.status, headers, answer.chunks(), answer.close, answer.length)
 
 
 def _refusal(answer: Answer, headers: dict[str, str]) -> Reply:
@@ -249,7 +249,7 @@ def _refusal(answer: Answer, headers: dict[str, str]) -> Reply:
     if not is_envelope:
         raw = json.dumps({"error": error}, ensure_ascii=False).encode()
         headers = {**headers, "Content-Type": "application/json"}
-    return Reply(status, headers, iter((raw,)))
+    return Reply(status, headers, iter((raw,)), length=len(raw))
 
 
 def check_expiry(upload: Upload, shortest: int, longest: int, provider: str) -> None:

@@ -313,9 +313,14 @@ class Answer:
             if self.length is None or self.length > SHORT_BYTES:
                 turns.leave()
             most = LARGE_CHUNK_BYTES if (self.length or 0) > LARGE_BYTES else CHUNK_BYTES
+            left = self.length
             while chunk := read(most, decode_content=self._is_packed):
                 yield chunk
-                turns.leave()
+                if left is not None:
+                    left -= len(chunk)
+                # What is here as a whole is not waited for.
+                if left != 0:
+                    turns.leave()
         except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
             raise self._failure(error) from error
 

@@ -67,6 +67,8 @@ FILE_ID_PATHS: tuple[json_spans.Path, ...] = (
 Source: OpenAI API reference, chat completions and responses, request bodies; read 2026-11.
 """
 
+_SHORT_BYTES = 64 * 1024
+"""The longest answer that is waited for as a whole, so that its length can be said."""
 _MODEL = ("model",)
 _STREAM = ("stream",)
 _OWN_KEYS = ("custom_llm_provider", "provider", "target_model_names")
@@ -438,6 +440,14 @@ def _handed_back(reply: Reply, handed_by_raw: Mapping[str, str]) -> Reply:
     def swapped(text: bytes) -> bytes:
         return pattern.sub(lambda found: pairs[found[0]], text)
 
+    if reply.length is not None and reply.length <= _SHORT_BYTES:
+        try:
+            whole = swapped(b"".join(reply.chunks))
+        except BaseException:
+            reply.close()
+            raise
+        return replace(reply, chunks=iter((whole,)), length=len(whole))
+
     def chunks() -> Iterator[bytes]:
         # Only what may be the beginning of an id is held back; an event ends with a newline.
         rest = b""
@@ -450,8 +460,7 @@ def _handed_back(reply: Reply, handed_by_raw: Mapping[str, str]) -> Reply:
         if rest:
             yield swapped(rest)
 
-    headers = {k: v for k, v in reply.headers.items() if k.lower() != "content-length"}
-    return replace(reply, headers=headers, chunks=chunks())
+    return replace(reply, chunks=chunks(), length=None)
 
 
 def _begun_at_end(text: bytes, raw: bytes) -> int:

@@ -116,6 +116,14 @@ def test_a_stream_is_relayed_piece_by_piece_and_closed(alice, gateway):
     assert closed == [True]
 
 
+def test_the_length_of_an_answer_is_said_where_it_is_known(alice, gateway):
+    kind = {"Content-Type": "application/json"}
+    gateway.fakes["a-1"].replies.append(Reply(200, kind, iter([b'{"a"', b":1}"]), length=7))
+    response = alice.post("/v1/chat/completions", json=CHAT, buffered=False)
+    assert response.headers["Content-Length"] == "7"
+    assert response.json == {"a": 1}
+
+
 def test_a_stream_that_breaks_is_not_ended_as_if_it_were_whole(alice, gateway):
     def pieces() -> Any:
         yield b'data: {"a":1}\n\n'

@@ -75,7 +75,7 @@ class Closed:
     def __init__(self):
         self.count = 0
 
-    def reply(self, *chunks, status=200, headers=None, error=None):
+    def reply(self, *chunks, status=200, headers=None, error=None, length=None):
         def body():
             yield from chunks
             if error is not None:
@@ -84,7 +84,8 @@ class Closed:
         def close():
             self.count += 1
 
-        return Reply(status, headers or {"Content-Type": "application/json"}, body(), close)
+        shown = headers or {"Content-Type": "application/json"}
+        return Reply(status, shown, body(), close, length)
 
 
 # Translation
@@ -690,18 +691,40 @@ def replies_with(gateway, alice, make):
     return answer, raw, file_id
 
 
-def test_the_providers_id_does_not_come_back(gateway, alice):
+@pytest.mark.parametrize(
+    ("said", "is_known"), [(77, True), (None, False), (64 * 1024, True), (64 * 1024 + 1, False)]
+)
+def test_the_providers_id_does_not_come_back(gateway, alice, said, is_known):
+    """The length is that of what the caller gets: known where the answer is short and whole."""
     body = '{"a":[{"file_id":"%s"}], "text":"see %s.", "n":1.50}'
     answer, _, file_id = replies_with(
         gateway,
         alice,
-        lambda raw: Closed().reply(
-            (body % (raw, raw)).encode(),
-            headers={"Content-Type": "application/json", "content-length": "77"},
-        ),
+        lambda raw: Closed().reply(*pieces((body % (raw, raw)).encode(), 20), length=said),
     )
-    assert answer.reply.headers == {"Content-Type": "application/json"}
-    assert text_of(answer).decode() == body % (file_id, file_id)
+    text = text_of(answer)
+    assert text.decode() == body % (file_id, file_id)
+    assert answer.reply.length == (len(text) if is_known else None)
+
+
+def pieces(text, size):
+    return [text[at : at + size] for at in range(0, len(text), size)]
+
+
+def test_the_length_stays_where_nothing_is_put_in(gateway, alice):
+    gateway.fakes["b-1"].replies.append(Closed().reply(b"{}", length=2))
+    answer = ask(gateway, alice, chat("b"))
+    assert (answer.reply.length, text_of(answer)) == (2, b"{}")
+
+
+def test_a_short_answer_that_breaks_is_an_error_and_closed(gateway, alice):
+    closed = Closed()
+    broken = UpstreamError("openai broke the connection")
+    with pytest.raises(UpstreamError, match="broke the connection"):
+        replies_with(
+            gateway, alice, lambda raw: closed.reply(raw.encode(), error=broken, length=500)
+        )
+    assert closed.count == 1
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 16, 39, 64])
@@ -715,7 +738,7 @@ def test_an_id_across_chunks_is_found(gateway, alice, size, kind):
 
     def make(raw):
         text = (written % (raw, raw)).encode()
-        return Closed().reply(*(text[at : at + size] for at in range(0, len(text), size)))
+        return Closed().reply(*pieces(text, size))
 
     answer, _, file_id = replies_with(gateway, alice, make)
     assert text_of(answer).decode() == written % (file_id, file_id)

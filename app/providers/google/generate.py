@@ -159,18 +159,19 @@ def _refused(answer: Answer) -> Reply:
     status, body, headers = envelope(answer.status, raw if answer.status >= 400 else b"")
     if "Retry-After" in answer.headers:
         headers.setdefault("Retry-After", answer.headers["Retry-After"])
-    return Reply(status, headers, iter((body,)))
+    return Reply(status, headers, iter((body,)), length=len(body))
 
 
 def _failed(value: Mapping[str, Any]) -> Reply:
     """The reply for an error inside of an answer that had begun well."""
     status, body, headers = envelope(200, json.dumps(value).encode())
-    return Reply(status, headers, iter((body,)))
+    return Reply(status, headers, iter((body,)), length=len(body))
 
 
 def _reply(value: Mapping[str, Any]) -> Reply:
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    return Reply(200, _JSON, iter((text.encode("utf-8", "replace"),)))
+    body = text.encode("utf-8", "replace")
+    return Reply(200, _JSON, iter((body,)), length=len(body))
 
 
 def _object(body: bytes) -> dict[str, Any]:
