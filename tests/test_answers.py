@@ -76,12 +76,14 @@ def test_who_still_sends_much_is_told_that_the_connection_ends(left, connection)
 def test_nobody_waits_for_a_body_that_is_not_there():
     told: list[str] = []
     reader = LengthReader(None, 0)
-    turns.take(before_waiting=lambda: told.append("waits"))
+    watch: Any = SimpleNamespace(hand_over=lambda: told.append("waits"))
+    turns.take(watch)
     try:
         assert Arriving(reader, None, False).read(1024) == b""
         assert not told, "another thread would be awakened for each request"
     finally:
         turns.done()
+        turns._this_thread.watch = None
 
 
 def test_what_cannot_be_sent_is_the_application_s_to_know():

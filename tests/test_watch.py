@@ -4,7 +4,7 @@ import socket
 import threading
 import time
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +13,7 @@ import pytest
 
 from app import turns
 from app.server import limits
+from app.server import watch as watch_module
 from app.server.watch import Watch
 from tests.e2e.gateway import wait_until
 
@@ -23,6 +24,8 @@ class House:
     def __init__(self) -> None:
         self.given_back: list[Any] = []
         self.served: list[tuple[bytes, int]] = []
+        self.answered: dict[bytes, bool] = {}
+        self.works: list[Future[None]] = []
         self.calls = 0
         self.is_short = False
         self.pool = ThreadPoolExecutor(8)
@@ -32,7 +35,10 @@ class House:
 
     def call(self) -> None:
         self.calls += 1
-        self.pool.submit(self.follow)
+        self.submit(self.follow)
+
+    def submit(self, work: Any, *arguments: Any) -> None:
+        self.works.append(self.pool.submit(work, *arguments))
 
     def follow(self) -> None:
         while (conn := self.watch.next()) is not None:
@@ -58,15 +64,36 @@ class House:
         theirs.settimeout(10)
         self.theirs.append(theirs)
         theirs.sendall(b"first")
-        self.pool.submit(self.begin, SimpleNamespace(sock=ours))
+        self.submit(self.begin, SimpleNamespace(sock=ours))
         assert theirs.recv(100) == b"first"
         return theirs
+
+    def upstream(self) -> tuple[socket.socket, int]:
+        """Where an answer will come from, and the descriptor to await it at."""
+        theirs, ours = socket.socketpair()
+        self.theirs += [theirs, ours]
+        return theirs, ours.fileno()
+
+    def awaits(self, theirs: socket.socket, said: bytes, descriptor: int) -> None:
+        """Ask for something that waits for an answer at `descriptor`, and return once it does."""
+
+        def work(asked: bytes) -> None:
+            before(asked)
+            if asked == said:
+                self.answered[said] = self.watch.until_readable(descriptor, 30)
+
+        before, self.work = self.work, work
+        theirs.sendall(said)
+        wait_until(lambda: descriptor in self.watch._awaiting)
+
+    def thread_of(self, said: bytes) -> int:
+        return next(thread for one, thread in reversed(self.served) if one == said)
 
     def ask(self, theirs: socket.socket, said: bytes) -> int:
         """The thread that answered."""
         theirs.sendall(said)
         assert theirs.recv(100) == said
-        return next(thread for one, thread in reversed(self.served) if one == said)
+        return self.thread_of(said)
 
 
 @pytest.fixture
@@ -80,6 +107,9 @@ def house(monkeypatch):
     made.is_short = False
     made.work = lambda said: None
     made.pool.shutdown(wait=False, cancel_futures=True)
+    for work in made.works:
+        if work.done() and not work.cancelled():
+            work.result()
 
 
 def test_one_thread_serves_all_who_are_busy(house):
@@ -147,7 +177,7 @@ def test_who_says_nothing_for_a_while_is_given_back(house, monkeypatch):
     time.sleep(0.05)
     assert [said for said, _ in house.served] == [b"first"]
     # It may rest again later.
-    house.pool.submit(house.begin, house.given_back[0])
+    house.submit(house.begin, house.given_back[0])
     assert client.recv(100) == b"late"
     wait_until(lambda: len(house.given_back) == 2)
 
@@ -176,6 +206,112 @@ def test_all_are_given_back_where_others_wait_for_a_thread(house, monkeypatch):
     assert house.served[-1][0] == b"more"
 
 
+def test_who_awaits_an_answer_leads_until_it_comes(house):
+    client = house.client()
+    upstream, descriptor = house.upstream()
+    for n in range(5):
+        said = b"chat %d" % n
+        house.awaits(client, said, descriptor)
+        upstream.sendall(b"answer")
+        assert client.recv(100) == said and house.answered[said]
+        assert house.watch._epoll.poll(0) == []
+        # It is known by now, and has nothing more to say.
+        socket.socket(fileno=socket.dup(descriptor)).recv(100)
+    assert house.calls == 0
+    assert len({thread for _, thread in house.served[1:]}) == 1
+
+
+def test_a_request_beside_an_awaited_answer_is_served_by_another(house):
+    one, other = house.client(), house.client()
+    upstream, descriptor = house.upstream()
+    house.awaits(one, b"chat", descriptor)
+    threads = {house.ask(other, f"quick {n}".encode()) for n in range(20)}
+    upstream.sendall(b"answer")
+    assert one.recv(100) == b"chat" and house.answered[b"chat"]
+    assert house.thread_of(b"chat") not in threads and len(threads) == 1
+
+
+def test_each_gets_his_own_answer_in_whatever_order(house):
+    clients = [house.client() for _ in range(4)]
+    upstreams = [house.upstream() for _ in clients]
+    for n, (client, (_, descriptor)) in enumerate(zip(clients, upstreams, strict=True)):
+        house.awaits(client, b"chat %d" % n, descriptor)
+    for n in (2, 0, 3, 1):
+        upstreams[n][0].sendall(b"answer")
+        assert clients[n].recv(100) == b"chat %d" % n
+    assert all(house.answered.values()) and len(house.answered) == 4
+    assert not house.watch._awaiting and not house.watch._ready
+
+
+def test_an_answer_is_not_awaited_for_ever(house):
+    client = house.client()
+    upstream, descriptor = house.upstream()
+    begun = time.monotonic()
+
+    def work(said: bytes) -> None:
+        if said == b"chat":
+            house.answered[said] = house.watch.until_readable(descriptor, 0.1)
+
+    house.work = work
+    client.sendall(b"chat")
+    assert client.recv(100) == b"chat"
+    assert not house.answered[b"chat"] and 0.1 <= time.monotonic() - begun < 5
+    # Too late: it is nobody's, and confuses nobody.
+    upstream.sendall(b"answer")
+    assert house.ask(client, b"again") and not house.watch._ready
+
+
+def test_an_answer_waits_for_nobody_who_works_for_long(house, monkeypatch):
+    monkeypatch.setattr(turns, "PATIENCE_SECONDS", 0.01)
+    one, other = house.client(), house.client()
+    upstream, descriptor = house.upstream()
+    go_on = threading.Event()
+
+    def work(said: bytes) -> None:
+        if said == b"long":
+            assert go_on.wait(10)
+
+    house.work = work
+    house.awaits(one, b"chat", descriptor)
+    other.sendall(b"long")
+    wait_until(lambda: house.served[-1][0] == b"long")
+    begun = time.monotonic()
+    upstream.sendall(b"answer")
+    assert one.recv(100) == b"chat"
+    assert time.monotonic() - begun < 5
+    go_on.set()
+    assert other.recv(100) == b"long"
+
+
+def test_a_request_goes_before_one_answer_and_not_before_two(house):
+    watch = house.watch
+    watch._call = lambda: None
+    answers = [watch_module._Place(), watch_module._Place()]
+    watch._ready.extend([answers[0], "first", "second", answers[1], "third"])
+    assert watch._next_ready() == "first"
+    assert watch._next_ready() is None and answers[0].chosen.acquire(blocking=False)
+    assert [watch._next_ready() for _ in range(3)] == ["second", "third", None]
+    assert answers[1].chosen.acquire(blocking=False) and not watch._ready
+
+
+def test_who_rests_beside_an_awaited_answer_rests_no_longer(house, monkeypatch):
+    monkeypatch.setattr(limits, "STAY_SECONDS", 0.02)
+    one, other = house.client(), house.client()
+    wait_until(lambda: len(house.given_back) == 2)
+    upstream, descriptor = house.upstream()
+    begin = list(house.given_back)
+    house.given_back.clear()
+    house.work = lambda said: said == b"chat" and house.watch.until_readable(descriptor, 30)
+    one.sendall(b"chat")
+    other.sendall(b"quick")
+    for conn in begin:
+        house.submit(house.begin, conn)
+    assert other.recv(100) == b"quick"
+    wait_until(lambda: len(house.given_back) == 1)
+    upstream.sendall(b"answer")
+    assert one.recv(100) == b"chat"
+
+
 def test_many_clients_and_much_waiting_lose_nothing(house, monkeypatch):
     monkeypatch.setattr(limits, "STAY_SECONDS", 0.003)
     monkeypatch.setattr(turns, "PATIENCE_SECONDS", 0.001)
@@ -188,7 +324,7 @@ def test_many_clients_and_much_waiting_lose_nothing(house, monkeypatch):
             if back:
                 conn = back.popleft()
                 conn.sock.setblocking(True)
-                house.pool.submit(house.begin, conn)
+                house.submit(house.begin, conn)
             time.sleep(0.0005)
 
     def work(said: bytes) -> None:
@@ -197,6 +333,18 @@ def test_many_clients_and_much_waiting_lose_nothing(house, monkeypatch):
             house.watch.hand_over()
         if number % 4 == 0:
             time.sleep(0.002)
+        if number % 5 == 1:
+            theirs, ours = socket.socketpair()
+            upstream.submit(answer, theirs, number % 3 * 0.001)
+            assert house.watch.until_readable(ours.fileno(), 10)
+            assert ours.recv(100) == b"answer"
+            # The next one may get the same descriptor.
+            ours.close()
+            theirs.close()
+
+    def answer(theirs: socket.socket, delay: float) -> None:
+        time.sleep(delay)
+        theirs.sendall(b"answer")
 
     def ask(client: socket.socket, name: int) -> int:
         for n in range(200):
@@ -206,11 +354,12 @@ def test_many_clients_and_much_waiting_lose_nothing(house, monkeypatch):
         return 200
 
     house.work = work
+    upstream = ThreadPoolExecutor(6)
     loop = threading.Thread(target=main_loop)
     loop.start()
     try:
         clients = [house.client() for _ in range(6)]
-        with ThreadPoolExecutor(6) as asking:
+        with ThreadPoolExecutor(6) as asking, upstream:
             assert sum(asking.map(ask, clients, range(6))) == 1200
     finally:
         over.set()

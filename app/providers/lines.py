@@ -3,7 +3,6 @@
 import http.client
 import os
 import re
-import select
 import socket
 import threading
 from collections.abc import Mapping
@@ -220,18 +219,9 @@ class _Connection(HTTPConnection):
         if self._carried is not None and self.sock is not None:
             # Taken now: http.client forgets the socket of an answer that ends with the connection.
             self._carried.then(partial(self._shut, self._carried, self.sock))
-        if turns.is_at_work() and self.sock is not None:
-            with turns.waiting():
-                self._await_answer(self.sock)
+        if self.sock is not None:
+            turns.until_readable(self.sock)
         return super().getresponse()
-
-    def _await_answer(self, sock: Any) -> None:
-        """Return when there is something to be read. Raises TimeoutError as a read would."""
-        poll = select.poll()
-        poll.register(sock, select.POLLIN)
-        seconds = sock.gettimeout()
-        if not poll.poll(None if seconds is None else seconds * 1000):
-            raise TimeoutError
 
     def _shut(self, cancellation: Cancellation, sock: socket.socket) -> None:
         with self._lock, suppress(OSError):

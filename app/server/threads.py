@@ -186,7 +186,7 @@ class Worker(Refusing, gthread.ThreadWorker):  # type: ignore[misc]  # gunicorn 
         if isinstance(conn.sock, Client):
             conn.sock.expect_head()
         conn.unread = True
-        turns.take(before_waiting=self.watch.hand_over)
+        turns.take(self.watch)
         try:
             again = self.handle(conn)
             if again is False and conn.unread:

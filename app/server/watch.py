@@ -1,32 +1,38 @@
-"""Connections whose next request is expected at once, and the one thread that waits for it.
+"""What a worker's threads wait for: the clients' next requests, and the upstreams' answers.
 
-A busy client sends its next request as soon as it has an answer. If each thread waited for its own
-connection's, every request would wake another one, and waking costs as much as a tenth of a small
-answer. So the thread that is done waits for whichever comes first and serves it itself (leader and
-followers: Schmidt and others, Pattern-Oriented Software Architecture 2, 2000). It hands the watch
+If each thread waited for its own connection, every request and every answer would wake another
+thread while one is at work, and the two would change places at each system call: twenty times for
+a chat. So one thread waits for all of them (leader and followers: Schmidt and others,
+Pattern-Oriented Software Architecture 2, 2000). What has come is its own to go on with, or a
+request to serve; or it is another thread's, which leads from then on. The leader hands the watch
 over before it waits for anything else, and whoever stands by takes it from one that works for long.
 """
 
+import math
 import select
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from app import turns
 from app.server import limits
 
 _NEXT = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLONESHOT
+_LOOK_SECONDS = 0.05
+"""How often who waits for an answer looks whether anybody watches, and who has rested for long."""
 
 
-class _Follower:
-    """A thread that stands by to lead."""
+class _Place:
+    """A thread that stands by to lead, or that waits for an answer."""
 
     def __init__(self) -> None:
         self.thread = threading.get_ident()
         self.chosen = threading.Lock()
         self.chosen.acquire()
+        # Whether there is an answer.
+        self.has_come = False
 
 
 class Watch:
@@ -50,11 +56,14 @@ class Watch:
         self._lock = threading.Lock()
         # By descriptor, with the end of the rest: the one that began first comes first.
         self._resting: dict[int, tuple[Any, float]] = {}
+        self._awaiting: dict[int, _Place] = {}
+        # Connections with a request, and places with an answer.
         self._ready: deque[Any] = deque()
-        self._followers: list[_Follower] = []
+        self._followers: list[_Place] = []
         self._leader: int | None = None
         self._is_called = False
-        # Since when the leader has not been waiting for requests, None while it does.
+        self._has_let_pass = False
+        # Since when the leader has not been waiting here, None while it does.
         self._working_since: float | None = None
         self._short_since: float | None = None
 
@@ -72,7 +81,7 @@ class Watch:
     def next(self) -> Any:
         """The connection that this thread is to serve now, None if it is needed no longer.
 
-        Who serves it calls `hand_over` before it waits for anything.
+        Who serves it calls `hand_over` before it waits for anything, or `until_readable`.
         """
         me = threading.get_ident()
         while True:
@@ -83,40 +92,110 @@ class Watch:
                     # Another one did not wait any longer, just now.
                     continue
                 if self._has_kept_others_waiting():
-                    self._end(list(self._ready) + [conn for conn, _ in self._resting.values()])
-                    self._ready.clear()
+                    self._end_all()
                 if self._ready:
-                    return self._lead_on()
+                    if (conn := self._next_ready()) is not None:
+                        return conn
+                    continue
                 if not self._resting:
                     self._leader = None
                     self._dismiss()
                     return None
-                _, until = next(iter(self._resting.values()))
                 self._working_since = None
-            events = self._epoll.poll(max(0, until - time.monotonic()))
-            with self._lock:
-                self._sort(events)
+                _, first = next(iter(self._resting.values()))
+            self._look(first)
+
+    def until_readable(self, descriptor: int, seconds: float | None) -> bool:
+        """Wait until there is something to be read; False if there is nothing for so long.
+
+        None waits for ever. For a thread that `next` or `hand_over` know; nobody else may read.
+        """
+        place = _Place()
+        until = math.inf if seconds is None else time.monotonic() + seconds
+        with self._lock:
+            self._expect(descriptor)
+            self._awaiting[descriptor] = place
+            if self._leader is None:
+                self._begin(place)
+        while place.has_come or time.monotonic() < until:
+            if self._leader != place.thread:
+                if not self._stand_by(place, until) and place.has_come:
+                    # The leader takes long: go on beside it.
+                    break
+            elif place.has_come:
+                break
+            elif self._leads_on_waiting():
+                self._look(min(until, time.monotonic() + _LOOK_SECONDS))
+        with self._lock:
+            if not place.has_come:
+                del self._awaiting[descriptor]
+            elif place in self._ready:
+                # It was not chosen: it leads already, or has seen the answer by itself.
+                self._ready.remove(place)
+        return place.has_come
 
     def hand_over(self) -> None:
         """Let another thread watch, if it was this one."""
         if self._leader != threading.get_ident():
             return
         with self._lock:
+            if self._leader == threading.get_ident():
+                self._leave_the_lead()
+
+    def _leave_the_lead(self) -> None:
+        self._leader = None
+        if self._ready and isinstance(self._ready[0], _Place):
+            self._choose(self._ready.popleft())
+        elif self._followers and (self._resting or self._ready or self._awaiting):
+            self._choose(self._followers.pop())
+        elif self._ready or (self._resting and not self._awaiting):
+            self._summon()
+        elif self._awaiting:
+            # It leads while it waits.
+            self._choose(next(iter(self._awaiting.values())))
+
+    def _leads_on_waiting(self) -> bool:
+        """Whether the leader, who waits for an answer, is the one to look for what comes."""
+        with self._lock:
             if self._leader != threading.get_ident():
-                return
-            self._leader = None
-            if not self._resting and not self._ready:
-                return
-            if self._followers:
-                follower = self._followers.pop()
-                self._leader, self._working_since = follower.thread, time.monotonic()
-                follower.chosen.release()
-                return
-        self._call()
+                return False
+            if self._ready and not self._followers and self._has_kept_others_waiting():
+                # No thread will come for them here.
+                self._end_all()
+            if self._ready:
+                self._leave_the_lead()
+                return False
+            self._working_since = None
+            return True
+
+    def _look(self, until: float) -> None:
+        """Wait until something comes, for so long at most."""
+        events = self._epoll.poll(max(0, until - time.monotonic()))
+        with self._lock:
+            self._working_since = time.monotonic()
+            self._sort(events)
+
+    def _stand_by(self, place: _Place, until: float) -> bool:
+        """Wait to be chosen, or for a moment in which nobody watches; whether one has come."""
+        with self._lock:
+            is_first = next(iter(self._awaiting.values()), place) is place
+            looks_itself = is_first or place.has_come or self._leader is None
+        left = turns.PATIENCE_SECONDS if looks_itself else _LOOK_SECONDS
+        if not place.has_come:
+            left = min(left, until - time.monotonic())
+        if place.chosen.acquire(timeout=max(0, left)):
+            return True
+        with self._lock:
+            if self._leader == place.thread:
+                return True
+            if not place.has_come and self._is_left_alone():
+                self._begin(place)
+                return True
+        return False
 
     def _follow(self) -> bool:
         """Stand by while there is something to watch; whether this thread leads now."""
-        mine = _Follower()
+        mine = _Place()
         until = time.monotonic() + limits.STAY_SECONDS
         with self._lock:
             self._is_called = False
@@ -149,12 +228,21 @@ class Watch:
                 self._followers.insert(0, mine)
 
     def _dismiss(self) -> None:
+        """Nobody is needed to serve; who waits for an answer watches by itself."""
         for follower in self._followers:
             follower.chosen.release()
         self._followers.clear()
+        if self._awaiting:
+            self._choose(next(iter(self._awaiting.values())))
 
-    def _begin(self, follower: _Follower) -> None:
-        self._leader, self._working_since = follower.thread, None
+    def _begin(self, place: _Place) -> None:
+        self._leader, self._working_since = place.thread, None
+
+    def _choose(self, place: _Place) -> None:
+        self._leader, self._working_since = place.thread, time.monotonic()
+        # It may have been chosen before, and so slow that another one did not wait.
+        if place.chosen.locked():
+            place.chosen.release()
 
     def _is_left_alone(self) -> bool:
         """Whether nobody watches, or the one who should has been at work for long."""
@@ -163,20 +251,52 @@ class Watch:
         since = self._working_since
         return since is not None and time.monotonic() - since > turns.PATIENCE_SECONDS
 
-    def _lead_on(self) -> Any:
-        """The first that is ready, for the leader, with somebody to stand by meanwhile."""
-        conn = self._ready.popleft()
+    def _next_ready(self) -> Any:
+        """The next connection for the leader to serve; None if another thread leads from now on.
+
+        A request may go before one answer, for it costs no change of threads; not before two.
+        """
+        if isinstance(self._ready[0], _Place):
+            after = next(
+                (n for n, each in enumerate(self._ready) if not isinstance(each, _Place)), 0
+            )
+            if not after or self._has_let_pass:
+                self._has_let_pass = False
+                self._choose(self._ready.popleft())
+                return None
+            self._has_let_pass = True
+            conn = self._ready[after]
+            del self._ready[after]
+            return self._lead_on(conn)
+        return self._lead_on(self._ready.popleft())
+
+    def _lead_on(self, conn: Any) -> Any:
+        """What the leader serves, with somebody to stand by meanwhile."""
         self._working_since = time.monotonic()
-        if (self._ready or self._resting) and not self._followers and not self._is_called:
-            self._is_called = True
-            self._call()
+        if (self._ready or self._resting) and not (self._followers or self._awaiting):
+            self._summon()
         return conn
 
-    def _sort(self, events: list[tuple[int, int]]) -> None:
+    def _summon(self) -> None:
+        if not self._is_called:
+            self._is_called = True
+            self._call()
+
+    def _expect(self, descriptor: int) -> None:
+        try:
+            self._epoll.modify(descriptor, _NEXT)
+        except FileNotFoundError:
+            # Connections are kept: it is known from the second time on.
+            self._epoll.register(descriptor, _NEXT)
+
+    def _sort(self, events: Iterable[tuple[int, int]]) -> None:
         """Find who has something to say, and who has rested for long enough."""
         for descriptor, _ in events:
             if (found := self._resting.pop(descriptor, None)) is not None:
                 self._ready.append(found[0])
+            elif (place := self._awaiting.pop(descriptor, None)) is not None:
+                place.has_come = True
+                self._ready.append(place)
         now = time.monotonic()
         over = []
         for conn, until in self._resting.values():
@@ -184,6 +304,12 @@ class Watch:
                 break
             over.append(conn)
         self._end(over)
+
+    def _end_all(self) -> None:
+        """Give back every connection; who waits for an answer goes on waiting."""
+        self._end([each for each in self._ready if not isinstance(each, _Place)])
+        self._end([conn for conn, _ in self._resting.values()])
+        self._ready = deque(each for each in self._ready if isinstance(each, _Place))
 
     def _end(self, over: list[Any]) -> None:
         for conn in over:
