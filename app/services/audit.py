@@ -214,7 +214,7 @@ class Trail:
 
 def _plain(text: str | None, longest: int) -> str | None:
     """Text that every database stores and that stays on its line wherever it is shown."""
-    if text is None:
-        return None
+    if text is None or text.isprintable():
+        return text and text[:longest]
     shown = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:longest])
     return "".join(shown)[:longest]

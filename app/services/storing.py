@@ -184,7 +184,8 @@ class Storing:
                     f"characters; {ids.MAX_ID_LENGTH} are allowed",
                     param="target_model_names",
                 )
-        file = File(
+        file = rows.draft(
+            File,
             id=file_uuid,
             public_id=public_id,
             kind=way.kind,
@@ -207,7 +208,8 @@ class Storing:
         )
         planned = [
             (
-                Copy(
+                rows.draft(
+                    Copy,
                     id=ids.new_uuid(),
                     file_id=file_uuid,
                     model_name=route.model_name,
