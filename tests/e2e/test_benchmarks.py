@@ -184,3 +184,17 @@ def test_a_gateway_that_fails_has_no_figures():
     results.fail("chat-1", "manifold", "it hung up")
     assert results.median("chat-1", "manifold", "p50_ms") is None
     assert results.failed["chat-1"] == {"manifold": "it hung up"}
+
+
+def test_milliseconds_are_told_for_the_machine_of_the_bar_too():
+    results = Results()
+    results.begin("chat-1", {})
+    for gateway, p50 in (("direct", 0.1), ("bare", 1.7), ("manifold", 2.1)):
+        results.add("chat-1", gateway, {"p50_ms": p50})
+    [bar] = [bar for bar in bars.BARS if bar.says == "added p50 <= 1.0 ms"]
+    found = bar.find(results)
+    assert found is not None and found.value == pytest.approx(2.0) and not bar.is_met(found)
+    # Half as fast a machine: bare Flask added 0.8 ms there, and 1.6 ms here.
+    assert bar.there(results) == pytest.approx(1.0)
+    assert bar.there(Results()) is None
+    assert all(b.there(results) is None for b in bars.BARS if b.yardstick is None)
