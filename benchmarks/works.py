@@ -57,10 +57,10 @@ class Scale:
 FULL = Scale()
 QUICK = Scale(
     rounds=1,
-    seconds=0.4,
-    sizes_mb=(128,),
+    seconds=0.25,
+    sizes_mb=(64,),
     checked_mb=32,
-    batch_mb=40,
+    batch_mb=30,
     first_events=40,
     keys=50_000,
     is_quick=True,
