@@ -4,6 +4,7 @@ import http.client
 import os
 import re
 import socket
+import ssl
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
@@ -164,14 +165,51 @@ def _fields(file: Any) -> http.client.HTTPMessage:
     return message
 
 
+def _await(file: Any) -> None:
+    """Wait, with others, until an answer's first byte can be read from this file.
+
+    Raises TimeoutError as a read would.
+    """
+    # A proxy's TLS inside of TLS has a class of its own, without more to be known.
+    sock = file.raw._sock
+    is_tls = isinstance(sock, ssl.SSLSocket)
+    if is_tls and sock.pending():
+        return
+    turns.until_readable(sock)
+    while is_tls and not _has_data(sock, file):
+        # TLS has had something to say for itself, as after each handshake (RFC 8446, section 4.6).
+        turns.until_readable(sock)
+
+
+def _has_data(sock: ssl.SSLSocket, file: Any) -> bool:
+    seconds = sock.gettimeout()
+    sock.settimeout(0)
+    try:
+        file.peek(1)
+    except ssl.SSLWantReadError:
+        return False
+    finally:
+        sock.settimeout(seconds)
+    return True
+
+
 class _Response(http.client.HTTPResponse):
-    """http.client's response, but for how it reads the header fields."""
+    """http.client's response, but for how it waits, and how it reads the header fields."""
 
     begin = FunctionType(
         http.client.HTTPResponse.begin.__code__,
         {**vars(http.client), "parse_headers": _fields},
         "begin",
     )
+
+    _is_here = False
+
+    def _read_status(self) -> Any:
+        # What a server says before its answer may have brought the answer with it.
+        if not self._is_here and turns.is_at_work():
+            _await(self.fp)
+        self._is_here = True
+        return super()._read_status()  # type: ignore[misc]  # it is not told of
 
 
 class _Connection(HTTPConnection):
@@ -219,8 +257,6 @@ class _Connection(HTTPConnection):
         if self._carried is not None and self.sock is not None:
             # Taken now: http.client forgets the socket of an answer that ends with the connection.
             self._carried.then(partial(self._shut, self._carried, self.sock))
-        if self.sock is not None:
-            turns.until_readable(self.sock)
         return super().getresponse()
 
     def _shut(self, cancellation: Cancellation, sock: socket.socket) -> None:

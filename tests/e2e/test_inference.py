@@ -5,6 +5,7 @@ import http.client
 import json
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import pairwise
@@ -15,9 +16,18 @@ import openai
 import pytest
 import requests
 
+from app.providers.upstream import CONNECT_TIMEOUT_SECONDS
 from tests.e2e.asking import ask, carriers, echo
 from tests.e2e.conftest import StartGateway
-from tests.e2e.gateway import API_VERSION, Account, Gateway, Upstream, model, wait_until
+from tests.e2e.gateway import (
+    API_VERSION,
+    MASTER_KEY,
+    Account,
+    Gateway,
+    Upstream,
+    model,
+    wait_until,
+)
 
 COOLDOWN = 0.3
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(range(256))
@@ -49,6 +59,7 @@ def house(upstream: Upstream, start_gateway: StartGateway) -> House:
                 "model_info": {"id": "two"},
             },
             model("alone", "openai/gpt-4o", first, timeout=5),
+            model("patient", "openai/gpt-4o", second),
             model("blue", "azure/blue-4o", azure),
             model("blue-v1", "azure/blue-4o", azure, api_base=f"{azure.api_base}/openai/v1"),
             model("org/llama", "local/llama-3", engine),
@@ -527,6 +538,34 @@ def test_a_client_that_leaves_in_the_middle_frees_the_upstream(house, name):
         next(iter(stream))
         stream.close()
         wait_until(lambda: account.requests()[-1].hung_up, timeout=2)
+
+
+def test_a_model_may_think_for_longer_than_a_connection_may_take(house, upstream):
+    """And so may an upload take; others are served meanwhile, by a worker that waits for both."""
+    seconds = CONNECT_TIMEOUT_SECONDS + 1
+    account = house.second
+    for path in ("/v1/chat/completions", "/v1/files"):
+        account.fail(method="POST", path_prefix=path, delay_s=seconds)
+    url = f"{house.gateway.url}/v1"
+    headers = {"Authorization": f"Bearer {MASTER_KEY}"}
+    chat = {"model": "patient", "messages": [{"role": "user", "content": "Think."}]}
+    form = {"purpose": "user_data", "target_model_names": "patient"}
+    begun = time.monotonic()
+    with ThreadPoolExecutor(2) as pool:
+        answers = [
+            pool.submit(requests.post, f"{url}/chat/completions", json=chat, headers=headers),
+            pool.submit(
+                requests.post, f"{url}/files", data=form, files={"file": b"abc"}, headers=headers
+            ),
+        ]
+        time.sleep(0.5)
+        asked = time.monotonic()
+        for _ in range(20):
+            assert requests.get(f"{url}/models", headers=headers, timeout=5).status_code == 200
+        quick = time.monotonic() - asked
+        found = [each.result().status_code for each in answers]
+    assert (found, quick < seconds / 2) == ([200, 200], True)
+    assert time.monotonic() - begun >= seconds
 
 
 def test_many_that_leave_do_not_hold_the_gateway(house):
