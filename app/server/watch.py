@@ -20,8 +20,9 @@ from app import turns
 from app.server import limits
 
 _NEXT = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLONESHOT
-_LOOK_SECONDS = 0.05
-"""How often who waits for an answer looks whether anybody watches, and who has rested for long."""
+_LOOK_SECONDS = 0.25
+"""How often who waits for an answer looks whether anybody watches, and who has rested for long. The
+first of them looks more often."""
 
 
 class _Place:
