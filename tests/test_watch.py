@@ -14,6 +14,7 @@ import pytest
 from app import turns
 from app.server import limits
 from app.server import watch as watch_module
+from app.server.threads import Worker
 from app.server.watch import Watch
 from tests.e2e.gateway import wait_until
 
@@ -40,23 +41,20 @@ class House:
     def submit(self, work: Any, *arguments: Any) -> None:
         self.works.append(self.pool.submit(work, *arguments))
 
-    def follow(self) -> None:
-        while (conn := self.watch.next()) is not None:
-            self.serve(conn)
+    def follow(self, first: Any = None) -> None:
+        Worker._follow(self, first)  # type: ignore[arg-type]  # it has what is needed
 
-    def serve(self, conn: Any) -> None:
+    def _serve(self, conn: Any) -> bool:
         said = conn.sock.recv(100)
         self.served.append((said, threading.get_ident()))
         self.work(said)
         if said:
             conn.sock.sendall(said)
-            self.watch.rest(conn)
-        else:
+        if said in (b"", b"the last"):
             conn.sock.close()
-
-    def begin(self, conn: Any) -> None:
-        self.serve(conn)
-        self.follow()
+            return False
+        self.watch.rest(conn)
+        return True
 
     def client(self) -> socket.socket:
         """A connection that has been answered once, and rests."""
@@ -64,7 +62,7 @@ class House:
         theirs.settimeout(10)
         self.theirs.append(theirs)
         theirs.sendall(b"first")
-        self.submit(self.begin, SimpleNamespace(sock=ours))
+        self.submit(self.follow, SimpleNamespace(sock=ours))
         assert theirs.recv(100) == b"first"
         return theirs
 
@@ -177,7 +175,7 @@ def test_who_says_nothing_for_a_while_is_given_back(house, monkeypatch):
     time.sleep(0.05)
     assert [said for said, _ in house.served] == [b"first"]
     # It may rest again later.
-    house.submit(house.begin, house.given_back[0])
+    house.submit(house.follow, house.given_back[0])
     assert client.recv(100) == b"late"
     wait_until(lambda: len(house.given_back) == 2)
 
@@ -243,6 +241,37 @@ def test_each_gets_his_own_answer_in_whatever_order(house):
     assert not house.watch._awaiting and not house.watch._ready
 
 
+@pytest.mark.parametrize("is_error", [False, True])
+def test_who_leads_and_serves_no_more_hands_the_watch_over(house, is_error):
+    """A new connection's thread has come to lead while it waited, and its connection ends."""
+    resting = house.client()
+    upstream, descriptor = house.upstream()
+    theirs, ours = socket.socketpair()
+    house.theirs.append(theirs)
+    begun = threading.Event()
+
+    def work(said: bytes) -> None:
+        if said == b"the last":
+            begun.set()
+            assert house.watch.until_readable(descriptor, 30)
+            assert house.watch._leader == threading.get_ident()
+            if is_error:
+                raise ZeroDivisionError
+
+    house.work = work
+    theirs.sendall(b"the last")
+    house.submit(house.follow, SimpleNamespace(sock=ours))
+    assert begun.wait(10)
+    upstream.sendall(b"answer")
+    if is_error:
+        wait_until(house.works[-1].done)
+        with pytest.raises(ZeroDivisionError):
+            house.works.pop().result()
+    else:
+        assert theirs.recv(100) == b"the last"
+    assert house.ask(resting, b"still here")
+
+
 def test_an_answer_is_not_awaited_for_ever(house):
     client = house.client()
     upstream, descriptor = house.upstream()
@@ -305,7 +334,7 @@ def test_who_rests_beside_an_awaited_answer_rests_no_longer(house, monkeypatch):
     one.sendall(b"chat")
     other.sendall(b"quick")
     for conn in begin:
-        house.submit(house.begin, conn)
+        house.submit(house.follow, conn)
     assert other.recv(100) == b"quick"
     wait_until(lambda: len(house.given_back) == 1)
     upstream.sendall(b"answer")
@@ -324,7 +353,7 @@ def test_many_clients_and_much_waiting_lose_nothing(house, monkeypatch):
             if back:
                 conn = back.popleft()
                 conn.sock.setblocking(True)
-                house.submit(house.begin, conn)
+                house.submit(house.follow, conn)
             time.sleep(0.0005)
 
     def work(said: bytes) -> None:

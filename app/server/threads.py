@@ -146,20 +146,22 @@ class Worker(Refusing, gthread.ThreadWorker):  # type: ignore[misc]  # gunicorn 
         super().init_process()
 
     def enqueue_req(self, conn: Any) -> None:
-        self._submit(partial(self._begin, conn))
+        self._submit(partial(self._follow, conn))
 
     def _submit(self, work: Callable[[], None]) -> None:
         with suppress(RuntimeError):  # the worker ends, and all its connections with it
             self.tpool.submit(work)
 
-    def _begin(self, conn: Any) -> None:
+    def _follow(self, first: Any = None) -> None:
         """Answer what this connection asks, and then whatever else is asked."""
-        if self._serve(conn):
-            self._follow()
-
-    def _follow(self) -> None:
-        while (conn := self.watch.next()) is not None:
-            self._serve(conn)
+        try:
+            if first is not None and not self._serve(first):
+                return
+            while (conn := self.watch.next()) is not None:
+                self._serve(conn)
+        finally:
+            # It may have come to lead while it waited for an answer.
+            self.watch.hand_over()
 
     def _serve(self, conn: Any) -> bool:
         """Answer all requests that are here; whether the connection is watched after that."""
