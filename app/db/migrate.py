@@ -1,6 +1,7 @@
 """Bring the database's tables to the newest migration: once, locked, all or nothing."""
 
 import fcntl
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 MIGRATIONS = Path(app.__file__).parent.parent / "migrations"
 NEWEST = MIGRATIONS / "newest.sql"
 """What all migrations make of an empty SQLite file: see `migrations.newest`."""
+
+_log = logging.getLogger("manifold")
 
 # Any number will do, as long as every gateway takes the same one.
 _POSTGRES_LOCK = 0x6D616E69666F6C64
@@ -126,6 +129,7 @@ def _begin_with_newest(connection: Connection) -> None:
     """Make the tables of a new file without a step for each migration, and without Alembic."""
     for paragraph in NEWEST.read_text().split("\n\n")[1:]:
         connection.exec_driver_sql(paragraph)
+    _log.info("database_begun", extra={"migration": HEAD})
 
 
 def _run(connection: Connection, found: str | None) -> None:

@@ -31,7 +31,7 @@ def test_every_work_is_done_and_told_of_and_nothing_is_left(tmp_path: Path) -> N
         env={**os.environ, "TMPDIR": str(scratch)},
         capture_output=True,
         text=True,
-        timeout=180,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
