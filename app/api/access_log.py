@@ -28,8 +28,9 @@ def install(app: Flask, *on_end: Ended) -> None:
 
 
 def _begin() -> None:
-    g.begun = time.perf_counter()
-    g.told = signals.tell().begun(request.method, request.headers.get)
+    ours, asked = context.itself(g), context.itself(request)
+    ours.begun = time.perf_counter()
+    ours.told = signals.tell().begun(asked.method, asked.headers.get)
 
 
 def _leave(_error: BaseException | None) -> None:
@@ -39,23 +40,24 @@ def _leave(_error: BaseException | None) -> None:
 
 
 def _prepare(response: Response, on_end: Sequence[Ended]) -> Response:
-    caller = g.get("caller")
-    rule = request.url_rule
+    ours, asked = context.itself(g), context.itself(request)
+    caller = ours.get("caller")
+    rule = asked.url_rule
     line: dict[str, Any] = {
         "request_id": context.request_id(),
-        "method": request.method,
+        "method": asked.method,
         "route": rule.rule if rule else None,
         "status": response.status_code,
         "key": caller.key_hash[:_PREFIX] if caller else None,
-        "remote": request.remote_addr,
-        **g.get("notes", {}),
+        "remote": asked.remote_addr,
+        **ours.get("notes", {}),
     }
-    begun = g.get("begun", time.perf_counter())
+    begun = ours.get("begun", time.perf_counter())
     counter = _Counted(response)
 
-    told: Request = g.told
+    told: Request = ours.told
     line.update(told.facts)
-    length = request.content_length
+    length = asked.content_length
 
     def write() -> None:
         seconds = time.perf_counter() - begun

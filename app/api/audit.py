@@ -50,10 +50,12 @@ def install(app: Flask, more: Mapping[Callable[..., Any], str] | None = None) ->
 def _note(response: Response, actions: Mapping[Callable[..., Any], str]) -> Response:
     view: Any = current_app.view_functions.get(request.endpoint or "")
     action = actions.get(view)
+    if action is None:
+        return response
     caller = g.get("caller")
     is_refused = response.status_code >= 400
     # Whoever has no good key is in the log alone: he could fill the database.
-    if action is None or caller is None or not (is_refused or _is_due(action)):
+    if caller is None or not (is_refused or _is_due(action)):
         return response
     if g.get("database_is_away"):
         # A second wait, as long as the first, for a row that cannot be written either.

@@ -5,7 +5,8 @@ from collections.abc import Callable
 from enum import Enum
 from typing import Any, TypeVar
 
-from flask import Flask, g, request
+from flask import Flask, Request, g, request
+from werkzeug.routing import Rule
 
 from app import ids
 from app.api import context
@@ -80,31 +81,32 @@ def install(
     """
 
     def check() -> None:
-        if _is_open():
+        asked = context.itself(request)
+        if _is_open(asked.url_rule):
             return
-        required = _guard_of(app, request.endpoint or "")
+        required = _guard_of(app, asked.endpoint or "")
         if required is Guard.METRICS and _has_metrics_token():
             return
-        by_session = door_of(app, request.endpoint or "") is Door.SESSION
-        found = signed_in() if by_session else _holder()
-        g.caller = caller = found.sending(Origin(context.request_id(), request.remote_addr))
+        by_session = door_of(app, asked.endpoint or "") is Door.SESSION
+        found = signed_in() if by_session else _holder(asked)
+        g.caller = caller = found.sending(Origin(context.request_id(), asked.remote_addr))
         on_caller(caller)
         if required is None or not _serves(required, caller):
             raise NotPermitted(
-                f"User {caller.display_name} may not {request.method} {request.url_rule}"
+                f"User {caller.display_name} may not {asked.method} {asked.url_rule}"
             )
 
     app.before_request(check)
 
 
-def _holder() -> Caller:
+def _holder(asked: Request) -> Caller:
     """Who has sent the key; the file that he wants to read is found with it, in one statement.
 
     What changes a file looks at it when it does: by then a body may have been waited for.
     """
     access, secret = services().access, presented_secret()
-    meaning = ids.decode((request.view_args or {}).get("file_id", ""))
-    if request.method not in ("GET", "HEAD") or not isinstance(meaning, ids.UnifiedId):
+    meaning = ids.decode((asked.view_args or {}).get("file_id", ""))
+    if asked.method not in ("GET", "HEAD") or not isinstance(meaning, ids.UnifiedId):
         return access.authenticate(secret)
     found, g.seen = access.authenticate_beside(secret, meaning.file_uuid)
     return found
@@ -126,8 +128,7 @@ def door_of(app: Flask, endpoint: str) -> Door:
     return getattr(app.view_functions.get(endpoint), "door", Door.KEY)
 
 
-def _is_open() -> bool:
-    rule = request.url_rule
+def _is_open(rule: Rule | None) -> bool:
     return rule is None or rule.rule in OPEN_ROUTES or rule.rule in OPEN_PAGES
 
 

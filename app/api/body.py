@@ -5,7 +5,7 @@ from typing import Any
 
 from flask import request
 
-from app.api.context import services
+from app.api.context import itself, services
 from app.errors import InvalidRequest, TooLarge
 from app.json_spans import is_too_deep, too_deep
 
@@ -19,13 +19,14 @@ def read(limit: int | None = None) -> bytes:
     """
     if limit is None:
         limit = services().settings.max_request_size_mb * MB
-    declared = request.content_length
+    asked = itself(request)
+    declared = asked.content_length
     if declared is not None and declared > limit:
         raise TooLarge(f"the request has {declared} bytes, {limit} bytes are allowed")
     # One more: Werkzeug cuts a chunked body off at the maximum without a word.
-    request.max_content_length = limit + 1
+    asked.max_content_length = limit + 1
     # A request that is done once is read twice: as what is asked for, and as the view wants it.
-    raw = request.get_data(cache="Idempotency-Key" in request.headers)
+    raw = asked.get_data(cache="Idempotency-Key" in asked.headers)
     if len(raw) > limit:
         raise TooLarge(f"the request has more than the {limit} bytes allowed")
     return raw

@@ -318,16 +318,19 @@ def _prepare_sqlite(engine: Engine) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
-@contextmanager
-def _as_unavailable() -> Iterator[None]:
-    try:
-        yield
-    except IntegrityError:
-        raise
-    except DataError as error:
-        raise _cannot_be_stored() from error
-    except (DBAPIError, PoolTimeout) as error:
-        raise DatabaseUnavailable from error
+class _as_unavailable:
+    """Raises what is the database's own trouble as ours."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if error is None or isinstance(error, IntegrityError):
+            return
+        if isinstance(error, DataError):
+            raise _cannot_be_stored() from error
+        if isinstance(error, DBAPIError | PoolTimeout):
+            raise DatabaseUnavailable from error
 
 
 def _cannot_be_stored() -> InvalidRequest:

@@ -33,11 +33,21 @@ class UtcDateTime(TypeDecorator[dt.datetime]):
     def process_bind_param(self, value: dt.datetime | None, dialect: Dialect) -> Any:
         return None if value is None else value.astimezone(dt.UTC)
 
+    def bind_processor(self, dialect: Dialect) -> Any:
+        """As SQLAlchemy's for SQLite, in one call instead of five: an upload binds 17 of these."""
+        return _as_text if dialect.name == "sqlite" else super().bind_processor(dialect)
+
     def process_result_value(self, value: Any, dialect: Dialect) -> dt.datetime | None:
         if value is None:
             return None
         aware: dt.datetime = value if value.tzinfo else value.replace(tzinfo=dt.UTC)
         return aware.astimezone(dt.UTC)
+
+
+def _as_text(value: dt.datetime | None) -> str | None:
+    if value is None:
+        return None
+    return value.astimezone(dt.UTC).replace(tzinfo=None).isoformat(" ", "microseconds")
 
 
 def now() -> dt.datetime:
