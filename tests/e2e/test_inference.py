@@ -59,7 +59,7 @@ def house(upstream: Upstream, start_gateway: StartGateway) -> House:
                 "model_info": {"id": "two"},
             },
             model("alone", "openai/gpt-4o", first, timeout=5),
-            model("patient", "openai/gpt-4o", second),
+            model("patient", "openai/o3", second),
             model("blue", "azure/blue-4o", azure),
             model("blue-v1", "azure/blue-4o", azure, api_base=f"{azure.api_base}/openai/v1"),
             model("org/llama", "local/llama-3", engine),
