@@ -440,7 +440,9 @@ def _handed_back(reply: Reply, handed_by_raw: Mapping[str, str]) -> Reply:
     def swapped(text: bytes) -> bytes:
         return pattern.sub(lambda found: pairs[found[0]], text)
 
-    if reply.length is not None and reply.length <= _SHORT_BYTES:
+    # Events are passed on as they come, even by a server that knows how long all of them will be.
+    is_short = reply.length is not None and reply.length <= _SHORT_BYTES
+    if is_short and not reply.is_event_stream:
         try:
             whole = swapped(b"".join(reply.chunks))
         except BaseException:

@@ -744,7 +744,8 @@ def test_an_id_across_chunks_is_found(gateway, alice, size, kind):
     assert text_of(answer).decode() == written % (file_id, file_id)
 
 
-def test_an_event_is_passed_on_as_soon_as_it_is_there(gateway, alice):
+@pytest.mark.parametrize("length", [None, 60])
+def test_an_event_is_passed_on_as_soon_as_it_is_there(gateway, alice, length):
     held = []
 
     def make(raw):
@@ -753,7 +754,7 @@ def test_an_event_is_passed_on_as_soon_as_it_is_there(gateway, alice):
                 held.append(event)
                 yield event.encode()
 
-        return Reply(200, {"Content-Type": "text/event-stream"}, chunks())
+        return Reply(200, {"Content-Type": "text/event-stream"}, chunks(), length=length)
 
     answer, _, file_id = replies_with(gateway, alice, make)
     for number, expected in enumerate((f'data: "{file_id}"\n\n', 'data: "x"\n\n'), 1):
