@@ -4,12 +4,9 @@ As with questions, what SQLAlchemy does at each execution takes several times as
 and SQLite do.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import Dialect, Engine
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy import Dialect
 from sqlalchemy.orm import Session
 
 from app.db.question import Question
@@ -33,33 +30,3 @@ def within(session: Session) -> Changing:
     """Changes in the transaction of a session."""
     connection = session.connection()
     return Changing(connection.connection.dbapi_connection, connection.dialect)
-
-
-@contextmanager
-def transaction(engine: Engine) -> Iterator[Changing]:
-    """A transaction that commits at the end and rolls back on any error.
-
-    Raises the driver's errors as SQLAlchemy's.
-    """
-    dialect = engine.dialect
-    driver: Any = dialect.loaded_dbapi
-    try:
-        lent = engine.raw_connection()
-        try:
-            connection: Any = lent.dbapi_connection
-            if dialect.name == "sqlite":
-                # The lock is taken at the beginning, as `engine` says.
-                connection.execute("BEGIN IMMEDIATE")
-            yield Changing(connection, dialect)
-            connection.commit()
-        except driver.Error as error:
-            if dialect.is_disconnect(error, connection, None):
-                # What was lent before this connection is as broken as this one.
-                lent.invalidate(error)
-            raise
-        finally:
-            # Rolls back what was not committed.
-            lent.close()
-    except driver.Error as error:
-        raised = DBAPIError.instance(None, None, error, driver.Error, dialect=dialect)
-        raise raised from error

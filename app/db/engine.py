@@ -25,8 +25,8 @@ from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.pool import QueuePool, StaticPool
 
 from app import turns
-from app.db.change import Changing, transaction
-from app.db.question import Asking, autocommit
+from app.db.change import Changing
+from app.db.question import Asking
 from app.errors import ConfigError, DatabaseUnavailable, InvalidRequest
 
 BUSY_TIMEOUT_SECONDS = 10
@@ -56,16 +56,18 @@ class Database:
         is_sqlite = engine.dialect.name == "sqlite"
         self._turn: Any = _Turn(engine.url.database) if is_sqlite else nullcontext()
         # A server's connection may be gone when it is wanted again, which the pool finds out. A
-        # file's is there: so one is kept out of the pool, whose way is longer than a question's.
-        self._resting: list[_Asked] = []
-        has_several = isinstance(engine.pool, QueuePool) and engine.pool.size() > 1
-        self._most_resting = int(is_sqlite and has_several)
+        # file's is there: so one to ask and one to write are kept out of the pool, whose way is
+        # longer than a question's.
+        self._resting: list[_Lent] = []
+        size = engine.pool.size() if isinstance(engine.pool, QueuePool) else 1
+        self._most_resting = min(2, size - 1) if is_sqlite else 0
         self._is_far = not is_sqlite
+        event.listen(engine, "engine_disposed", self._end_resting)
 
     @contextmanager
     def read(self) -> Iterator[Session]:
         """A session for questions; what it sees is one moment's state."""
-        self._let_others_work()
+        self.let_others_work()
         with _as_unavailable(), self._read() as session:
             yield session
 
@@ -73,20 +75,19 @@ class Database:
         """A connection for questions that are asked all the time: see `app.db.question`."""
         return _Ask(self)
 
-    def lend(self) -> "_Asked":
-        """A connection to ask on; `take_back` is for one that is as good as it was."""
-        self._let_others_work()
+    def lend(self, *, asks: bool) -> "_Lent":
+        """A connection to ask or to write on; `take_back` is for one that is as good as it was."""
         try:
             return self._resting.pop()
         except IndexError:
-            return _Asked(self.engine)
+            return _Lent(self.engine, is_autocommit=asks and self._is_far)
 
-    def take_back(self, asked: "_Asked") -> None:
-        """Keep a connection for the next question, or give it back to the pool."""
+    def take_back(self, lent: "_Lent") -> None:
+        """Keep a connection for the next one who wants it, or give it back to the pool."""
         if len(self._resting) < self._most_resting:
-            self._resting.append(asked)
+            self._resting.append(lent)
         else:
-            asked.back()
+            lent.back()
 
     @contextmanager
     def write(self) -> Iterator[Session]:
@@ -99,10 +100,32 @@ class Database:
     def change(self) -> Iterator[Changing]:
         """The same for changes that are made all the time: see `app.db.change`."""
         turns.leave()
-        with _as_unavailable(), self._turn, transaction(self.engine) as changing:
-            yield changing
+        dialect = self.engine.dialect
+        driver: Any = dialect.loaded_dbapi
+        with _as_unavailable(), self._turn:
+            lent = self.lend(asks=False)
+            try:
+                if not self._is_far:
+                    # The lock is taken at the beginning, as `_prepare_sqlite` says.
+                    lent.connection.execute("BEGIN IMMEDIATE")
+                yield Changing(lent.connection, dialect)
+                lent.connection.commit()
+            except driver.Error as error:
+                lent.back_after(error)
+                raise DBAPIError.instance(
+                    None, None, error, driver.Error, dialect=dialect
+                ) from error
+            except BaseException as error:
+                lent.back_after(error)
+                raise
+            self.take_back(lent)
 
-    def _let_others_work(self) -> None:
+    def _end_resting(self, _engine: Engine) -> None:
+        while self._resting:
+            self._resting.pop().end()
+
+    def let_others_work(self) -> None:
+        """Leave the turn, if it takes a while to be answered."""
         # A file answers at once, a server over the network.
         if self._is_far:
             turns.leave()
@@ -124,48 +147,62 @@ class _Ask:
         self._database = database
 
     def __enter__(self) -> Asking:
-        self._asked = self._database.lend()
-        return self._asked.asking
+        self._database.let_others_work()
+        self._lent = self._database.lend(asks=True)
+        return Asking(self._lent.connection, self._database.engine.dialect)
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         if error is None:
-            self._database.take_back(self._asked)
-        elif (instead := self._asked.failed(error)) is not None:
-            raise instead from error
+            self._database.take_back(self._lent)
+            return
+        self._lent.back_after(error)
+        driver: Any = self._database.engine.dialect.loaded_dbapi
+        if isinstance(error, driver.DataError):
+            raise _cannot_be_stored() from error
+        if isinstance(error, driver.Error):
+            raise DatabaseUnavailable from error
 
 
-class _Asked:
-    """One of the pool's connections, for as long as questions are asked on it."""
+class _Lent:
+    """One of the pool's connections. Raises DatabaseUnavailable when none can be had.
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    On one with `is_autocommit` no transaction begins and none ends; SQLite's statements stand for
+    themselves anyway, unless one says BEGIN (see `_prepare_sqlite`).
+    """
+
+    def __init__(self, engine: Engine, *, is_autocommit: bool) -> None:
+        self._dialect = engine.dialect
+        self._is_autocommit = is_autocommit
         try:
-            self._lent = engine.raw_connection()
+            self._lent: Any = engine.raw_connection()
         except (engine.dialect.loaded_dbapi.Error, DBAPIError, PoolTimeout) as error:
             raise DatabaseUnavailable from error
-        connection = self._lent.dbapi_connection
-        autocommit(connection, on=True)
-        self.asking = Asking(connection, engine.dialect)
+        self.connection: Any = self._lent.dbapi_connection
+        self._let_autocommit(on=True)
 
     def back(self) -> None:
-        """Give it back."""
-        autocommit(self._lent.dbapi_connection, on=False)
+        """Give it back; what was not committed is rolled back."""
+        self._let_autocommit(on=False)
         self._lent.close()
 
-    def failed(self, error: BaseException | None) -> Exception | None:
-        """Give it back after an error, or drop it; what the error is to be instead, if anything."""
-        dialect, connection = self._engine.dialect, self._lent.dbapi_connection
-        driver = dialect.loaded_dbapi
-        is_drivers = isinstance(error, driver.Error)
-        if is_drivers and connection and dialect.is_disconnect(error, connection, None):  # type: ignore[arg-type]  # it is the driver's
+    def back_after(self, error: BaseException) -> None:
+        """Give it back after an error, or drop it where that has broken it."""
+        is_drivers = isinstance(error, self._dialect.loaded_dbapi.Error)
+        if is_drivers and self._dialect.is_disconnect(error, self.connection, None):  # type: ignore[arg-type]  # it is the driver's
             # What was lent before this connection is as broken as this one.
             self._lent.invalidate(error)
             self._lent.close()
         else:
             self.back()
-        if isinstance(error, driver.DataError):
-            return _cannot_be_stored()
-        return DatabaseUnavailable() if is_drivers else None
+
+    def end(self) -> None:
+        """Close it for good."""
+        self._lent.detach()
+        self._lent.close()
+
+    def _let_autocommit(self, *, on: bool) -> None:
+        if self._is_autocommit:
+            self.connection.autocommit = on
 
 
 class _Turn:

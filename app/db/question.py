@@ -6,7 +6,6 @@ makes the text and knows the types here, and the driver is asked directly.
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import Any
 
 from sqlalchemy import Dialect, Insert, Select, Update
@@ -94,12 +93,3 @@ class Asking:
         asked = question.for_dialect(self._dialect)
         found = self._connection.execute(asked.text, asked.parameters(values))
         return [asked.row(row) for row in found.fetchall()]
-
-
-def autocommit(connection: Any, *, on: bool) -> None:
-    """Let a connection's statements stand for themselves: no transaction begins and none ends.
-
-    SQLite's do so already, for it has no `autocommit` that we use (see `engine`).
-    """
-    with suppress(AttributeError):
-        connection.autocommit = on

@@ -1,14 +1,16 @@
 """Questions by the driver: the same answers as SQLAlchemy's, and the same errors."""
 
 import datetime as dt
+import sqlite3
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
-from sqlalchemy import bindparam, select, text
+from sqlalchemy import bindparam, create_engine, select, text
 
-from app.db.engine import connect
+from app.db.engine import Database, connect
 from app.db.question import Asking, Question
 from app.db.tables import File, Key
 from app.errors import DatabaseUnavailable, InvalidRequest
@@ -106,6 +108,40 @@ def test_a_file_with_one_connection_is_asked_and_written(tmp_path):
     with database.write() as session:
         session.execute(text("CREATE TABLE t (x)"))
     database.engine.dispose()
+
+
+class _Newer(sqlite3.Connection):
+    """One of Python 3.12 or newer, where this keeps every later change from being committed."""
+
+    def __setattr__(self, name, value):
+        assert name != "autocommit"
+        super().__setattr__(name, value)
+
+
+def test_a_file_that_was_asked_is_written_with_any_python(tmp_path):
+    engine = create_engine(
+        f"sqlite:///{tmp_path / 'any.db'}", pool_size=1, connect_args={"factory": _Newer}
+    )
+    database = Database(engine)
+    with database.ask() as asking:
+        assert asking.all(Question(select(text("1")))) == [[1]]
+    with database.write() as session:
+        session.execute(text("CREATE TABLE t (x)"))
+    engine.dispose()
+
+
+def test_connections_at_rest_end_with_the_engine(tmp_path):
+    database = connect(f"sqlite:///{tmp_path / 'ended.db'}")
+    with database.ask() as first, database.ask() as second:
+        assert first.all(Question(select(text("1")))) == second.all(Question(select(text("1"))))
+
+    def is_open():
+        held = [path.readlink() for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
+        return any(path.name == "ended.db" for path in held)
+
+    assert is_open()
+    database.engine.dispose()
+    assert not is_open()
 
 
 def test_many_threads_ask_at_the_same_time(tmp_path):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -224,7 +225,7 @@ def test_alembic_itself_takes_the_address_from_the_environment(tmp_path: Path):
 
 
 def made(path: Path) -> dict[tuple[str, str], str]:
-    with sqlite3.connect(path) as database:
+    with closing(sqlite3.connect(path)) as database:
         rows = database.execute("SELECT type, name, sql FROM sqlite_master").fetchall()
     return {(kind, name): " ".join((sql or "").split()) for kind, name, sql in rows}
 
