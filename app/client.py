@@ -127,7 +127,7 @@ class Gateway:
     ) -> dict[str, Any]:
         """The file object of a file that was sent. Interrupted, it leaves nothing behind."""
         upload = Upload(
-            path=path,
+            source=path,
             filename=filename,
             mime_type=mime_type,
             purpose=fields["purpose"],

@@ -256,6 +256,7 @@ def file_services(
     fan_out: FanOut | None = None,
 ) -> FileServices:
     """The collaborators that store files, over a router."""
+    spool = spool or Spool(settings.data_dir / "spool")
     lookup = Lookup(settings, database, router)
     fan_out = fan_out or FanOut(settings.fan_out_threads)
     kept = Kept(settings.data_dir)
@@ -271,7 +272,7 @@ def file_services(
         batch_files=batch_files,
         kept=kept,
         leases=leases,
-        spool=spool or Spool(settings.data_dir / "spool"),
+        spool=spool,
     )
     storing = Storing(
         settings,
@@ -284,6 +285,7 @@ def file_services(
         kept=kept,
         leases=leases,
         meter=meter,
+        spool=spool,
     )
     files = Files(
         database,

@@ -101,10 +101,11 @@ class _ArrivingReader(io.FileIO):
 
 @dataclass(frozen=True)
 class Upload:
-    """One complete file on the gateway's own disk, ready to be sent any number of times.
+    """One complete file, ready to be sent any number of times.
 
-    `size` is in bytes, `sha256` is hex. Every reader opens the file anew, so that copies to
-    several deployments go out at the same time, each at its own pace.
+    `source` is where it lies on this disk, or all of it when it is small. `size` is in bytes,
+    `sha256` is hex. Every reader opens it anew, so that copies to several deployments go out at
+    the same time, each at its own pace.
 
     `key` names this one attempt to store it: 32 hex digits that are on record before the first
     byte is sent, so that a provider which lets us choose names can be asked what became of it;
@@ -114,7 +115,7 @@ class Upload:
     One that is still `arriving` has the size that was announced, and no `sha256` yet.
     """
 
-    path: Path
+    source: Path | bytes = field(repr=False)
     filename: str
     mime_type: str
     purpose: str
@@ -128,7 +129,9 @@ class Upload:
 
     def open(self) -> BinaryIO:
         """A new reader at the first byte; the caller closes it."""
-        return self.arriving.open() if self.arriving else self.path.open("rb")
+        if isinstance(self.source, bytes):
+            return io.BytesIO(self.source)
+        return self.arriving.open() if self.arriving else self.source.open("rb")
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,7 @@ def make_upload(
     path.write_bytes(content)
     expiry = expires_after_seconds
     return Upload(
-        path=path,
+        source=path,
         filename=filename,
         mime_type=mime_type,
         purpose=purpose,
@@ -79,6 +79,12 @@ def make_upload(
         sha256=sha256 or hashlib.sha256(content).hexdigest(),
         expires_after=None if expiry is None else ExpiresAfter("created_at", expiry),
     )
+
+
+def path_of(upload: Upload) -> Path:
+    """Where an upload lies, for one that is on disk."""
+    assert isinstance(upload.source, Path)
+    return upload.source
 
 
 def _new_folder() -> Path:

@@ -11,7 +11,7 @@ from flask import Blueprint, Response, request
 from app.api import accel, body, context, hangup, once, target
 from app.api.auth import Guard, guard
 from app.api.context import caller, note, services
-from app.api.form import Form, SpooledFile, least_file_bytes, spooled_form
+from app.api.form import IN_MEMORY_BYTES, Form, SpooledFile, least_file_bytes, spooled_form
 from app.api.schemas import FileListQuery, UploadFields, expires_after, load, loaded_query
 from app.errors import GatewayError, InvalidRequest, UpstreamError
 from app.objects import FileDeleted, FileObject, Page
@@ -30,14 +30,19 @@ MB = 1024 * 1024
 def create(**_: str) -> FileObject:
     """The new file object, under the kind of id that the request's selector asks for."""
     settings = services().settings
-    spool = services().spool.folder()
     limit = settings.max_file_size_mb * MB
     # What cannot have room is not read.
     services().meter.require_room(caller(), least_file_bytes())
     begun = _Begun()
     with (
         begun.until_the_end(),
-        spooled_form(spool, file_field="file", max_file_bytes=limit, announce=begun.begin) as form,
+        spooled_form(
+            services().spool.folder,
+            file_field="file",
+            max_file_bytes=limit,
+            in_memory_bytes=IN_MEMORY_BYTES,
+            announce=begun.begin,
+        ) as form,
     ):
         upload, way = _asked(form, form.file)
         note(bytes_in=upload.size, deployment=",".join(r.deployment.id for r in way.routes))

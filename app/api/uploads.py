@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from flask import Blueprint
@@ -85,16 +86,18 @@ def add_part(upload_id: str, **_: str) -> UploadPartObject:
     """The new part; its bytes go to the gateway's disk as they arrive."""
     uploads = services().uploads
     folder = uploads.part_folder(caller(), upload_id)
-    with spooled_form(folder, file_field="data", max_file_bytes=PART_BYTES) as form:
+    with spooled_form(lambda: folder, file_field="data", max_file_bytes=PART_BYTES) as form:
         spooled = form.file
         if spooled is None:
             raise InvalidRequest("the form has no file part named 'data'", param="data")
         if spooled.size == 0:
             raise InvalidRequest("the part is empty", param="data")
         note(bytes_in=spooled.size)
+        path = spooled.source
+        assert isinstance(path, Path)  # noqa: S101  # as it was asked for
 
         def make(_: str) -> UploadPartObject:
-            return uploads.add_part(caller(), upload_id, spooled.path, spooled.size, spooled.sha256)
+            return uploads.add_part(caller(), upload_id, path, spooled.size, spooled.sha256)
 
         return once.once((spooled.sha256,), make)
 

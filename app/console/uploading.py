@@ -6,7 +6,7 @@ from typing import Any
 from app import ids
 from app.api import target
 from app.api.context import caller, note, services
-from app.api.form import least_file_bytes, spooled_form
+from app.api.form import IN_MEMORY_BYTES, least_file_bytes, spooled_form
 from app.api.schemas import UploadFields, expires_after, load
 from app.errors import InvalidRequest
 
@@ -21,7 +21,12 @@ def stored(require_token: Callable[[str | None], object], token_field: str) -> s
     settings = services().settings
     services().meter.require_room(caller(), least_file_bytes())
     limit = settings.max_file_size_mb * MB
-    with spooled_form(services().spool.folder(), file_field="file", max_file_bytes=limit) as form:
+    with spooled_form(
+        services().spool.folder,
+        file_field="file",
+        max_file_bytes=limit,
+        in_memory_bytes=IN_MEMORY_BYTES,
+    ) as form:
         require_token(form.text(token_field))
         given: dict[str, Any] = {
             name: values

@@ -45,7 +45,7 @@ def upload_of(
             raise InvalidRequest("the file is empty", param="file", code="empty_file")
         filename = clean_filename(name or _name_of(content))
         yield Upload(
-            path=path,
+            source=path,
             filename=filename,
             mime_type=mime_type(declared or "", filename),
             purpose=purpose,
@@ -75,7 +75,7 @@ def as_wanted(upload: Upload, account: Account) -> Iterator[Upload]:
         digest, size = _measured(Path(out.name))
         yield replace(
             upload,
-            path=Path(out.name),
+            source=Path(out.name),
             size=size,
             sha256=digest,
             model=model or "".join(named),

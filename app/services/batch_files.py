@@ -211,7 +211,7 @@ class _Rendition:
         """What is sent instead of the upload, once all rows are written."""
         return replace(
             upload,
-            path=Path(self.out.name),
+            source=Path(self.out.name),
             size=self._size,
             sha256=self._digest.hexdigest(),
             model=self._model or "".join(self._named),

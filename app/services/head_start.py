@@ -94,7 +94,9 @@ class HeadStarts:
         routes = [route for route in routes if not route.provider.is_on_this_disk]
         if not routes or not self._take(len(routes)):
             return None
-        arriving = Arriving(upload.path, upload.size)
+        if isinstance(upload.source, bytes):
+            return None
+        arriving = Arriving(upload.source, upload.size)
         upload = replace(upload, arriving=arriving)
         begun = HeadStart(upload, way, arriving)
         for route in routes:

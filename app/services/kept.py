@@ -44,7 +44,7 @@ class Kept:
         if not file.is_kept or not path.is_file():
             return None
         return Upload(
-            path=path,
+            source=path,
             filename=file.filename,
             mime_type=file.mime_type,
             purpose=file.purpose,
@@ -69,7 +69,7 @@ class Kept:
             length=length,
             content_range=part.content_range if part else None,
             close=reader.close,
-            path=upload.path,
+            path=self._path(file.id),
         )
 
     def _chunks(self, reader: BinaryIO, start: int, length: int) -> Iterator[bytes]:

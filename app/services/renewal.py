@@ -315,7 +315,7 @@ def _downloaded(file: File, provider: Provider, raw: str, path: Path) -> Upload:
     if file.purpose != "batch" and digest.hexdigest() != file.sha256:
         raise ContentNotAvailable("another holder's bytes are not those that were sent")
     return Upload(
-        path=path,
+        source=path,
         filename=file.filename,
         mime_type=file.mime_type,
         purpose=file.purpose,

@@ -42,6 +42,7 @@ from app.services.metering import Meter
 from app.services.renewal import Renewal
 from app.services.router import Route, Router, Way
 from app.settings import Settings
+from app.spool import Spool
 from app.transfers import Upload
 
 log = logging.getLogger("manifold.files")
@@ -63,6 +64,7 @@ class Storing:
         kept: Kept,
         leases: Leases,
         meter: Meter,
+        spool: Spool,
     ) -> None:
         self._settings = settings
         self._database = database
@@ -75,6 +77,7 @@ class Storing:
         self._kept = kept
         self._leases = leases
         self._meter = meter
+        self._spool = spool
 
     def create(
         self,
@@ -97,7 +100,7 @@ class Storing:
         task = _Task(caller, upload, way, file_uuid or ids.new_uuid(), head_start)
         if upload.purpose != "batch":
             return self._create(task)
-        folder = upload.path.parent
+        folder = self._spool.folder()
         with self._batch_files.copies(upload, way, folder, sent_by=caller) as renditions:
             return self._create(replace(task, renditions=renditions))
 

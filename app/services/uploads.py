@@ -399,7 +399,7 @@ class Uploads:
                 )
             seconds = row.file_expires_after_seconds
             yield Upload(
-                path=whole,
+                source=whole,
                 filename=row.filename,
                 mime_type=row.mime_type,
                 purpose=row.purpose,

@@ -1,6 +1,7 @@
 """A multipart form as it arrives: order, sizes, names and types, and what is refused."""
 
 import errno
+import hashlib
 import io
 import os
 import re
@@ -52,6 +53,7 @@ def reading(
     content_type: str = TYPE,
     *,
     most: int = 1000,
+    in_memory: int = 0,
     **environ: Any,
 ):
     """The form of a request with this body."""
@@ -63,15 +65,17 @@ def reading(
         Flask("form").test_request_context(
             method="POST", environ_overrides={"CONTENT_TYPE": content_type, **environ}
         ),
-        spooled_form(spool, file_field="file", max_file_bytes=most) as form,
+        spooled_form(
+            lambda: spool, file_field="file", max_file_bytes=most, in_memory_bytes=in_memory
+        ) as form,
     ):
         yield form
 
 
 def fields_and_content(spool: Path, body: Any, **more: Any) -> tuple[dict[str, list[str]], bytes]:
     with reading(spool, body, **more) as form:
-        content = form.file.path.read_bytes() if form.file else b""
-        return form.fields, content
+        content = b"" if form.file is None else form.file.source
+        return form.fields, content if isinstance(content, bytes) else content.read_bytes()
 
 
 def refused(spool: Path, body: Any, **more: Any) -> GatewayError:
@@ -88,10 +92,11 @@ def spool(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1), (0, 2, 1), (1, 2, 0)])
 @pytest.mark.parametrize("size", [1, 7, 100, 65536])
-def test_any_order_of_parts_and_any_pieces_give_the_same_form(spool, order, size):
+@pytest.mark.parametrize("in_memory", [0, 3, 7])
+def test_any_order_of_parts_and_any_pieces_give_the_same_form(spool, order, size, in_memory):
     parts = [("purpose", "batch"), ("target_model_names", "a, b"), FILE]
     body, _ = multipart(*(parts[place] for place in order))
-    fields, content = fields_and_content(spool, Slow(body, size))
+    fields, content = fields_and_content(spool, Slow(body, size), in_memory=in_memory)
     assert fields == {"purpose": ["batch"], "target_model_names": ["a, b"]}
     assert content == b"content"
 
@@ -102,9 +107,39 @@ def test_the_spooled_file_says_what_its_part_said(spool):
         assert found is not None
         assert (found.filename, found.mime_type, found.size) == ("a.txt", "text/plain", 7)
         assert found.sha256.startswith("ed7002b439e9ac84")
-        assert found.path.parent == spool
-        assert found.path.stat().st_mode & 0o077 == 0, "others may read it"
+        assert found.source.parent == spool
+        assert found.source.stat().st_mode & 0o077 == 0, "others may read it"
     assert list(spool.iterdir()) == []
+
+
+def test_a_small_file_stays_in_memory_and_the_next_larger_one_does_not(spool):
+    def read(content: bytes):
+        body, _ = multipart(("file", ("a.txt", "text/plain", content)))
+        with reading(spool, Slow(body, 3), in_memory=7) as form:
+            found = form.file
+            assert found is not None
+            assert (found.filename, found.mime_type, found.size) == (
+                *("a.txt", "text/plain"),
+                len(content),
+            )
+            assert found.sha256 == hashlib.sha256(content).hexdigest()
+            assert repr(content)[2:-1] not in repr(found)
+            uploaded = found.upload("user_data", None)
+            for _ in range(2):
+                with uploaded.open() as reader:
+                    assert reader.read() == content
+            return found.source
+
+    assert read(b"content") == b"content"
+    assert not spool.exists()
+    assert isinstance(read(b"contents"), Path)
+    assert list(spool.iterdir()) == []
+
+
+def test_a_small_file_may_not_be_larger_than_any_may(spool):
+    body, _ = multipart(("file", ("a.txt", "text/plain", b"content")))
+    refusal = refused(spool, body, most=6, in_memory=100)
+    assert isinstance(refusal, TooLarge)
 
 
 def test_the_file_goes_away_when_the_request_fails(spool):

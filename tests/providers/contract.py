@@ -29,7 +29,7 @@ from app.errors import (
 from app.providers.protocol import BatchRequest, Operation, Provider
 from app.providers.wire.jsonl import openai_url
 from app.transfers import Cancellation, Download
-from tests.builders import make_upload
+from tests.builders import make_upload, path_of
 
 EVERY_BYTE = bytes(range(256)) * 5
 BODY = b'{"model": "m", "messages": []}'
@@ -105,7 +105,7 @@ class FilesContract:
         first, second = (provider.upload(make_upload(purpose=self.purpose)) for _ in range(2))
         assert first.id != second.id
         provider.delete(first.id)
-        self._gives(provider, second.id, make_upload().path.read_bytes())
+        self._gives(provider, second.id, path_of(make_upload()).read_bytes())
 
     def test_it_says_where_its_requests_go(self, provider: Provider) -> None:
         for address in provider.addresses:

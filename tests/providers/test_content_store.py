@@ -11,7 +11,7 @@ import pytest
 
 from app.errors import StorageFull, UpstreamError
 from app.providers.content_store import ContentStore
-from tests.builders import make_upload
+from tests.builders import make_upload, path_of
 
 CONTENT = bytes(range(256)) * 8
 
@@ -119,7 +119,7 @@ def test_any_other_trouble_is_an_upstream_error_without_a_path(store, root, monk
 
 def test_a_spool_file_that_is_gone_is_an_upstream_error(store, root):
     upload = make_upload(CONTENT)
-    upload.path.unlink()
+    path_of(upload).unlink()
     with pytest.raises(UpstreamError):
         store.put(upload, root / "a" / "1")
     assert everything_below(root) == set()

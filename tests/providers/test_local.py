@@ -15,7 +15,7 @@ from app.errors import InvalidRequest, NotFound, NotSupported, StorageFull, Upst
 from app.providers.local import Local
 from app.providers.protocol import Operation
 from app.transfers import Cancellation
-from tests.builders import make_deployment, make_place, make_upload
+from tests.builders import make_deployment, make_place, make_upload, path_of
 from tests.providers.contract import EVERY_BYTE, FilesContract, read
 
 ENGINE = "http://engine.test:8000/v1"
@@ -436,6 +436,6 @@ def test_a_flaw_takes_nothing_from_a_file(provider, data_dir, damage):
     flaw.mend()
     assert (entry.read_bytes(), content.exists()) == before
     again = provider.upload(upload)
-    assert read(provider.content(again.id)) == upload.path.read_bytes()
+    assert read(provider.content(again.id)) == path_of(upload).read_bytes()
     provider.delete(stored.id)
     assert not flaw.persists() and list(provider.flaws(-1, read=True)) == []

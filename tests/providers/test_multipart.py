@@ -10,7 +10,7 @@ from werkzeug.formparser import FormDataParser
 from werkzeug.http import parse_options_header
 
 from app.providers.multipart import MultipartFile
-from tests.builders import make_upload
+from tests.builders import make_upload, path_of
 
 
 @dataclass
@@ -121,14 +121,14 @@ def test_the_boundary_is_not_in_the_content():
 
 def test_a_file_that_shrank_is_noticed():
     upload = make_upload(b"abc" * 1000)
-    upload.path.write_bytes(b"abc")
+    path_of(upload).write_bytes(b"abc")
     with MultipartFile({}, upload) as body, pytest.raises(OSError, match="shorter"):
         body.read()
 
 
 def test_a_file_that_grew_is_sent_as_it_was():
     upload = make_upload(b"abc")
-    with upload.path.open("ab") as file:
+    with path_of(upload).open("ab") as file:
         file.write(b"def")
     with MultipartFile({}, upload) as body:
         whole = body.read()

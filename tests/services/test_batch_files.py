@@ -15,7 +15,7 @@ from app.services.batch_files import BatchFiles
 from app.services.router import Router, Selector
 from app.settings import Settings
 from app.transfers import Upload
-from tests.builders import make_deployment, make_upload
+from tests.builders import make_deployment, make_upload, path_of
 from tests.conftest import make_caller
 from tests.fakes import FakeProvider
 from tests.job_builders import ACCOUNTS, make_row, make_rows
@@ -103,11 +103,11 @@ class Room:
         with self.files.copies(upload, self.way(caller, **selector), self.folder) as copies:
             found = {}
             for key, copy in copies.items():
-                found[key] = copy.path.read_bytes()
+                found[key] = path_of(copy).read_bytes()
                 assert copy.size == len(found[key])
                 assert copy.sha256 == hashlib.sha256(found[key]).hexdigest()
                 assert (copy.filename, copy.purpose) == (upload.filename, "batch")
-        assert list(self.folder.iterdir()) == [upload.path]
+        assert list(self.folder.iterdir()) == [upload.source]
         return found
 
 
@@ -341,8 +341,8 @@ def test_one_copy_is_written_for_each_name_and_spelling(room, alice):
     upload = make_upload(make_rows("a"), purpose="batch", folder=room.folder)
     way = room.way(alice, target_model_names=("a", "b", "c"))
     with room.files.copies(upload, way, room.folder) as copies:
-        assert copies["a-1"].path == copies["a-3"].path
-        assert len({copy.path for copy in copies.values()}) == 3
+        assert copies["a-1"].source == copies["a-3"].source
+        assert len({copy.source for copy in copies.values()}) == 3
 
 
 def test_by_the_provider_way_rows_go_as_they_are(room, alice):
@@ -366,7 +366,7 @@ def test_two_forms_of_one_upstream_model_are_two_copies(alice, tmp_path):
     way = room.way(alice, target_model_names=("a", "c"))
     with room.files.copies(upload, way, room.folder) as copies:
         assert (copies["a-1"].model, copies["a-3"].model) == ("up-a", "up-a")
-        assert copies["a-1"].path != copies["a-3"].path
+        assert copies["a-1"].source != copies["a-3"].source
 
 
 def test_a_copy_knows_its_model_and_what_was_sent(alice, tmp_path):
@@ -394,7 +394,7 @@ def test_by_the_provider_way_a_form_of_its_own_is_written_too(room, alice):
     upload = make_upload(make_rows("m-1", "m-1"), purpose="batch", folder=room.folder)
     with room.files.copies(upload, room.way(alice, provider="own"), room.folder) as copies:
         [copy] = copies.values()
-        assert copy.path.read_bytes() == b"<1 for m-1>\n<2 for m-1>\n"
+        assert path_of(copy).read_bytes() == b"<1 for m-1>\n<2 for m-1>\n"
         assert (copy.model, copy.original) == ("m-1", upload)
 
 
@@ -441,7 +441,7 @@ def test_copies_go_away_when_sending_fails(room, alice):
         room.files.copies(upload, room.way(alice), room.folder),
     ):
         raise FileNotFoundError("of the sending")
-    assert list(room.folder.iterdir()) == [upload.path]
+    assert list(room.folder.iterdir()) == [upload.source]
 
 
 @pytest.mark.skipif(not os.access("/dev/full", os.W_OK), reason="needs /dev/full")
@@ -458,13 +458,13 @@ def test_a_file_is_read_once_for_all_its_copies(room, alice, monkeypatch):
 
     def opening(upload):
         opened.append(upload)
-        return upload.path.open("rb")
+        return upload.source.open("rb")
 
     monkeypatch.setattr(Upload, "open", opening)
     upload = make_upload(make_rows("a"), purpose="batch", folder=room.folder)
     way = room.way(alice, target_model_names=("a", "b"))
     with room.files.copies(upload, way, room.folder, sent_by=alice) as copies:
-        assert len({copy.path for copy in copies.values()}) == 3
+        assert len({copy.source for copy in copies.values()}) == 3
     assert opened == [upload]
 
 

@@ -37,7 +37,7 @@ from app.services.inference import Inference
 from app.services.router import Hints, Selector
 from app.services.uploads import Announced
 from app.transfers import Cancellation, ExpiresAfter
-from tests.builders import make_upload
+from tests.builders import make_upload, path_of
 from tests.conftest import NO_HINTS, make_caller
 from tests.life import FAULTS, PLACES, Killed, World, bytes_seen, chat_body
 
@@ -238,7 +238,7 @@ class LifeOfFiles(RuleBasedStateMachine):
             ),
             fuse,
         )
-        upload.path.unlink(missing_ok=True)
+        path_of(upload).unlink(missing_ok=True)
         if ended.died:
             self._adopted(known)
         elif ended.error is None:

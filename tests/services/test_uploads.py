@@ -513,7 +513,7 @@ def test_memory_is_flat_while_parts_are_put_together(house):
     class Watching(FakeProvider):
         def upload(self, upload):
             peak.append(tracemalloc.get_traced_memory()[1])
-            return super().upload(dataclasses.replace(upload, path=Path("/dev/null")))
+            return super().upload(dataclasses.replace(upload, source=Path("/dev/null")))
 
     router = house.uploads._router
     router._providers["d-gpt"] = Watching(house.gpt.deployment)
