@@ -65,6 +65,8 @@ def on_starting(server: Any) -> None:
     if not issubclass(server.cfg.worker_class, Refusing):
         said = server.cfg.worker_class_str
         raise RuntimeError(f"worker class {said!r} is not one of: {', '.join(_WORKERS)}")  # noqa: TRY004  # no type
+    if server.cfg.http_parser != http_parser:
+        raise RuntimeError(f"http_parser is {http_parser!r}: the others are not as strict")
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     allowed = 65536 if most == resource.RLIM_INFINITY else min(most, 65536)
     resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, most))
@@ -118,6 +120,9 @@ preload_app = False
 # is and that it came by https, and none may rewrite the path.
 forwarded_allow_ips = os.environ.get("FORWARDED_ALLOW_IPS") or "127.0.0.1,::1"
 forwarder_headers = ""
+# gunicorn_h1c, which gunicorn takes where it is installed, lets folded headers pass, and transfer
+# codings that we do not know: a proxy in front may see another request in them.
+http_parser = "python"
 limit_request_line = limits.LINE_BYTES
 limit_request_fields = limits.HEADERS
 limit_request_field_size = limits.HEADER_BYTES

@@ -426,3 +426,16 @@ def test_the_tables_can_be_looked_at_and_upgraded(tmp_path: Path):
     assert run(tmp_path, "-m", "app.cli", "db", "current").stdout.startswith("database None")
     assert run(tmp_path, "-m", "app.cli", "db", "upgrade").stdout.startswith("from None to ")
     assert run(tmp_path, "-m", "app.cli", "db", "upgrade").stdout.startswith("already ")
+
+
+def test_no_other_parser_than_the_strict_one_is_used(tmp_path, start):
+    (tmp_path / "gunicorn_h1c.py").write_text(
+        "class LimitRequestLine(Exception): ...\n"
+        "def parse_request(*_, **__): raise SystemExit('not as strict')\n"
+    )
+    server = start()
+    status, _, body = server.send(b"GET / HTTP/1.1\r\n\r\n")
+    assert (status, body) == (200, b"hello")
+    asked_for = start("--http-parser", "fast")
+    assert asked_for.process.wait(30) != 0
+    assert "the others are not as strict" in asked_for.log()
