@@ -106,7 +106,10 @@ def _stored_once(
     def made(file_uuid: str) -> FileObject | None:
         return files.made(file_uuid)
 
-    asked = (upload.sha256, upload.filename, upload.mime_type, json.dumps(fields, sort_keys=True))
+    def asked() -> tuple[str, ...]:
+        said = json.dumps(fields, sort_keys=True)
+        return upload.sha256, upload.filename, upload.mime_type, said
+
     return once.once(asked, make, made)
 
 

@@ -27,13 +27,15 @@ def nothing(_object_uuid: str) -> None:
 
 
 def once(
-    asked: Iterable[str], make: Callable[[str], T], made: Callable[[str], T | None] = nothing
+    asked: Callable[[], Iterable[str]],
+    make: Callable[[str], T],
+    made: Callable[[str], T | None] = nothing,
 ) -> T:
     """What `make` answers, or answered when this request was sent before.
 
-    `asked` is all that the request asks for; path and query are added. `make` gets the row id for
-    what it makes; `made` answers with what an earlier try has made under a row id, None when that
-    is nothing. Raises Conflict, KeyReused, InvalidRequest for a key that is none.
+    `asked` tells all that the request asks for; path and query are added. `make` gets the row id
+    for what it makes; `made` answers with what an earlier try has made under a row id, None when
+    that is nothing. Raises Conflict, KeyReused, InvalidRequest for a key that is none.
     """
     key = request.headers.get(HEADER)
     if key is None:
@@ -41,7 +43,7 @@ def once(
     if not 0 < len(key) <= MAX_LENGTH or not key.isprintable():
         raise InvalidRequest(f"{HEADER} has 1 to {MAX_LENGTH} printable characters", param=HEADER)
     digest = hashlib.sha256()
-    for part in (request.method, request.path, request.query_string.decode("latin-1"), *asked):
+    for part in (request.method, request.path, request.query_string.decode("latin-1"), *asked()):
         digest.update(hashlib.sha256(part.encode("utf-8", "surrogatepass")).digest())
     guard, secrets = services().once, Secrets(presented_secret(), key)
     turn = guard.begin(caller(), secrets, digest.hexdigest())
@@ -62,8 +64,7 @@ def once(
 
 def of_json(make: Callable[[str], T], made: Callable[[str], T | None] = nothing) -> T:
     """`once` for a request that its JSON body is the whole of."""
-    asked = body.read().decode("latin-1") if HEADER in request.headers else ""
-    return once((asked,), make, made)
+    return once(lambda: (body.read().decode("latin-1"),), make, made)
 
 
 def single(view: View) -> View:

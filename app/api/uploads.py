@@ -99,7 +99,7 @@ def add_part(upload_id: str, **_: str) -> UploadPartObject:
         def make(_: str) -> UploadPartObject:
             return uploads.add_part(caller(), upload_id, path, spooled.size, spooled.sha256)
 
-        return once.once((spooled.sha256,), make)
+        return once.once(lambda: (spooled.sha256,), make)
 
 
 @blueprint.post("/uploads/<upload_id>/complete")

@@ -18,6 +18,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import Session
 
 from app.db.change import Changing
+from app.db.files import values_of
 from app.db.question import Question
 from app.db.tables import Copy, File, now
 
@@ -98,7 +99,7 @@ def finish(changing: Changing, copies: Sequence[Copy]) -> None:
     """Write what became of copies whose upload has ended, and let go of them."""
     moment = now()
     for copy in copies:
-        ends = {name: getattr(copy, name) for name in _ENDS}
+        ends = values_of(copy, _ENDS)
         changing.do(_FINISH, its_id=copy.id, lease_until=None, updated_at=moment, **ends)
 
 

@@ -71,21 +71,27 @@ def draft(table: type[T], **values: Any) -> T:
     return made
 
 
+def know(of: T, **values: Any) -> None:
+    """Set what is known of an object of no session; nothing is written."""
+    of.__dict__.update(values)
+
+
 def plan(changing: Changing, file: File, copies: Sequence[Copy]) -> None:
     """Add a file that is about to be uploaded, and its copies, all of which are drafts."""
-    changing.do(_PLAN_FILE, **_values(file, _FILE_NAMES))
+    changing.do(_PLAN_FILE, **values_of(file, _FILE_NAMES))
     for copy in copies:
-        changing.do(_PLAN_COPY, **_values(copy, _COPY_NAMES))
+        changing.do(_PLAN_COPY, **values_of(copy, _COPY_NAMES))
 
 
-def _values(of: File | Copy, names: Sequence[str]) -> dict[str, Any]:
-    found = vars(of)
+def values_of(draft: File | Copy, names: Sequence[str]) -> dict[str, Any]:
+    """Some of what is known of an object of no session."""
+    found = vars(draft)
     return {name: found[name] for name in names}
 
 
 def finish(changing: Changing, file: File) -> bool:
     """Write what became of a file that is being uploaded; False when it no longer is."""
-    ends = {name: getattr(file, name) for name in _ENDS}
+    ends = values_of(file, _ENDS)
     return changing.do(_FINISH, its_id=file.id, was="uploading", updated_at=now(), **ends) == 1
 
 

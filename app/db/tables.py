@@ -44,10 +44,15 @@ class UtcDateTime(TypeDecorator[dt.datetime]):
         return aware.astimezone(dt.UTC)
 
 
+_UTC_LENGTH = len("2026-11-21 12:34:56.789012")
+
+
 def _as_text(value: dt.datetime | None) -> str | None:
     if value is None:
         return None
-    return value.astimezone(dt.UTC).replace(tzinfo=None).isoformat(" ", "microseconds")
+    if value.tzinfo is not dt.UTC:
+        value = value.astimezone(dt.UTC)
+    return value.isoformat(" ", "microseconds")[:_UTC_LENGTH]
 
 
 def now() -> dt.datetime:

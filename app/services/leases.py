@@ -49,7 +49,8 @@ class Leases:
     def held(self, row_ids: Collection[str]) -> Iterator[None]:
         """Keep these leases, which the rows have already, for as long as the block runs."""
         with self._changed:
-            self._held.update(row_ids)
+            for row_id in row_ids:
+                self._held[row_id] += 1
             if self._keeper is None or not self._keeper.is_alive():
                 self._keeper = threading.Thread(target=self._keep, name="leases", daemon=True)
                 self._keeper.start()
@@ -58,8 +59,10 @@ class Leases:
             yield
         finally:
             with self._changed:
-                self._held.subtract(row_ids)
-                self._held += Counter()
+                for row_id in row_ids:
+                    self._held[row_id] -= 1
+                    if not self._held[row_id]:
+                        del self._held[row_id]
 
     def _keep(self) -> None:
         while True:

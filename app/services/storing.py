@@ -154,8 +154,7 @@ class Storing:
                     extra={"deployment": route.deployment.id, "error": failed[copy.id].message},
                 )
             else:
-                for name, value in copy_facts(stored[copy.id]).items():
-                    setattr(copy, name, value)
+                rows.know(copy, **copy_facts(stored[copy.id]))
         held_by = {copy.model_name for copy, _ in planned if copy.id in stored}
         without = [copy for copy, _ in planned if copy.id in failed]
         if self._settings.fan_out == "every_model":
@@ -263,17 +262,26 @@ class Storing:
         answers: Answers,
     ) -> FileObject:
         for copy in copies:
-            copy.lease_until = None
             if copy.id in failed:
-                copy.state = "missing" if is_certain(failed[copy.id]) else "intended"
-                copy.last_error = failed[copy.id].message
-                copy.next_look_at = now() + pause(0)
+                rows.know(
+                    copy,
+                    lease_until=None,
+                    state="missing" if is_certain(failed[copy.id]) else "intended",
+                    last_error=failed[copy.id].message,
+                    next_look_at=now() + pause(0),
+                )
             else:
-                copy.next_look_at = self._renewal.next_look(file, copy)
-        file.public_id = self._public_id(file, copies, task.way)
-        file.state = "ready"
-        file.status, file.status_details = status_of(copies)
-        file.copies_expire_at = None if file.is_kept else last_expiry(copies)
+                next_look = self._renewal.next_look(file, copy)
+                rows.know(copy, lease_until=None, next_look_at=next_look)
+        status, details = status_of(copies)
+        rows.know(
+            file,
+            public_id=self._public_id(file, copies, task.way),
+            state="ready",
+            status=status,
+            status_details=details,
+            copies_expire_at=None if file.is_kept else last_expiry(copies),
+        )
         is_wanted = self._commit(task.caller, file, copies, answers)
         faults.point("ready committed")
         if not is_wanted:
