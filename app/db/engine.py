@@ -343,6 +343,8 @@ def _prepare_sqlite(engine: Engine) -> None:
             "synchronous=FULL",
             f"busy_timeout={BUSY_TIMEOUT_SECONDS * 1000}",
             "temp_store=MEMORY",
+            # Measured: with SQLite's own 1000 an upload costs a tenth more. 16 MB of log, then.
+            "wal_autocheckpoint=4000",
         ):
             cursor.execute(f"PRAGMA {pragma}")
         cursor.close()
