@@ -7,6 +7,7 @@ openai client writes it was read from the wire (field order, filename escapes), 
 import io
 import secrets
 from collections.abc import Mapping
+from functools import lru_cache
 
 from urllib3.fields import RequestField
 
@@ -20,18 +21,15 @@ class MultipartFile(io.RawIOBase):
         super().__init__()
         boundary = secrets.token_hex(16)
         self.content_type = f"multipart/form-data; boundary={boundary}"
-        head = io.BytesIO()
-        for name, value in fields.items():
-            _part(head, boundary, RequestField(name, b""), value.encode())
-        field = RequestField("file", b"", filename=upload.filename)
-        field.make_multipart(content_type=upload.mime_type)
-        head.write(f"--{boundary}\r\n{field.render_headers()}".encode())
-        tail = f"\r\n--{boundary}--\r\n".encode()
-        self._head = head.getvalue()
-        self._tail = tail
+        text = "".join(
+            f"--{boundary}\r\n{_headers(name)}{value}\r\n" for name, value in fields.items()
+        )
+        named = _headers("file", upload.filename, upload.mime_type)
+        self._head = f"{text}--{boundary}\r\n{named}".encode()
+        self._tail = f"\r\n--{boundary}--\r\n".encode()
         self._file = upload.open()
         self._file_size = upload.size
-        self._size = len(self._head) + upload.size + len(tail)
+        self._size = len(self._head) + upload.size + len(self._tail)
         self._at = 0
 
     def __len__(self) -> int:
@@ -75,8 +73,9 @@ class MultipartFile(io.RawIOBase):
         super().close()
 
 
-def _part(out: io.BytesIO, boundary: str, field: RequestField, value: bytes) -> None:
-    field.make_multipart()
-    out.write(f"--{boundary}\r\n{field.render_headers()}".encode())
-    out.write(value)
-    out.write(b"\r\n")
+@lru_cache(maxsize=256)
+def _headers(name: str, filename: str | None = None, mime_type: str | None = None) -> str:
+    """A part's headers, with the empty line behind them."""
+    field = RequestField(name, b"", filename=filename)
+    field.make_multipart(content_type=mime_type)
+    return field.render_headers()
