@@ -40,8 +40,9 @@ class FanOut:
             futures = {self._pool.submit(_outcome, call): key for key, call in told.items()}
             try:
                 return self._outcomes(futures, early)
-            finally:
+            except BaseException:
                 wait(futures)
+                raise
 
     def _outcomes(
         self,
@@ -50,11 +51,10 @@ class FanOut:
     ) -> dict[str, T | GatewayError]:
         found: dict[str, T | GatewayError] = {}
         failures: list[BaseException] = []
-        waiting = set(futures)
-        while waiting:
-            turns.leave()
-            wait(waiting, return_when=FIRST_COMPLETED)
-            ended, waiting = wait(waiting, self._together_seconds)
+        turns.leave()
+        # Mostly that is all of them, and this thread wakes up once.
+        ended, waiting = wait(futures, self._together_seconds)
+        while ended or waiting:
             failures += [error for future in ended if (error := future.exception()) is not None]
             for future in ended:
                 if future.exception() is not None:
@@ -63,6 +63,9 @@ class FanOut:
                 if early is not None and (waiting or failures):
                     outcome = _early(early, key, outcome)
                 found[key] = outcome
+            if waiting:
+                wait(waiting, return_when=FIRST_COMPLETED)
+            ended, waiting = wait(waiting, self._together_seconds)
         if failures:
             raise failures[0]
         return {key: found[key] for key in futures.values()}
