@@ -1,6 +1,7 @@
 """One upload goes to every account of every named model; one id comes back and works with all."""
 
 import concurrent.futures
+import hashlib
 import os
 import socket
 import time
@@ -15,6 +16,7 @@ import openai
 import psycopg
 import pytest
 
+from app.api.form import IN_MEMORY_BYTES
 from tests.e2e.asking import ask, ask_responses, carriers, echo
 from tests.e2e.conftest import StartGateway, missing
 from tests.e2e.gateway import Account, Gateway, Upstream, model, wait_until
@@ -95,13 +97,13 @@ def the_main_story(house: House, upstream: Upstream) -> None:
     client = house.gateway.client()
     east, west, other = house.accounts
     with (
-        east.changed(upload_delay_s=1),
-        west.changed(upload_delay_s=1),
-        other.changed(upload_delay_s=1),
+        east.changed(upload_delay_s=0.6),
+        west.changed(upload_delay_s=0.6),
+        other.changed(upload_delay_s=0.6),
     ):
         begun = time.monotonic()
         file = house.upload("a, b")
-        assert time.monotonic() - begun < 2.8
+        assert time.monotonic() - begun < 1.7
     [first], [second], [third] = (account.uploads() for account in house.accounts)
     assert first.overlaps(second)
     assert second.overlaps(third)
@@ -154,6 +156,22 @@ def assert_nobody_got_a_strange_id(
 
 def test_one_id_for_three_accounts(house, upstream):
     the_main_story(house, upstream)
+
+
+@pytest.mark.parametrize("size", [1, IN_MEMORY_BYTES, IN_MEMORY_BYTES + 1, 1024 * 1024])
+def test_a_file_of_any_size_arrives_as_it_was(house, size):
+    """What is small goes from memory, what is larger from the disk."""
+    content = os.urandom(size)
+    with closing(house.gateway.client()) as client:
+        file = client.files.create(
+            file=("a.bin", content),
+            purpose="assistants",
+            extra_body={"target_model_names": "a, b"},
+        )
+        assert file.bytes == size
+    digest = hashlib.sha256(content).hexdigest()
+    for account in house.accounts:
+        assert [stored["sha256"] for stored in account.files()] == [digest]
 
 
 def test_the_same_with_postgresql(house, upstream, start_gateway):
