@@ -1,15 +1,18 @@
 """What this stack can do at all: Flask, gunicorn and requests, without one rule.
 
-`/v1/...` relays to an upstream after one look-up in SQLite, `/sqlite/v1/...` answers from SQLite.
-Nobody is asked for a key and nothing is checked. BARE_DATABASE is the database's path,
-BARE_UPSTREAM the upstream's base URL.
+`/v1/...` relays to an upstream after one look-up in SQLite, `/sqlite/v1/...` answers from SQLite,
+`/stored/v1/files` relays a small upload between two commits. Nobody is asked for a key and nothing
+is checked. BARE_DATABASE is the database's path, BARE_UPSTREAM the upstream's base URL.
 """
 
+import fcntl
 import os
 import queue
 import sqlite3
 import threading
+import uuid
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import requests
@@ -18,6 +21,7 @@ from flask import Flask, Response, jsonify, request
 PIECE = 1024 * 1024
 _RELAYED = ("Content-Type", "Content-Length")
 _OPEN = threading.local()
+_WRITING = threading.Lock()
 
 app = Flask(__name__)
 _base = os.environ.get("BARE_UPSTREAM", "")
@@ -110,6 +114,35 @@ def create() -> Response:
         return _relayed(_to_all(pieces, length, targets)[0])
     data = request.stream.read() if length <= PIECE else _Sized(pieces, length)
     return _relayed(_upstream().post(f"{_base}/files", data=data, headers=_form_headers()))
+
+
+@app.post("/stored/v1/files")
+def create_stored() -> Response:
+    """The upstream's first answer, with a row before it is asked and what it said after that.
+
+    Nothing that a crash may not lose can do with less; the rows say as little as can be.
+    """
+    data = request.stream.read()
+    row_id = uuid.uuid4().hex
+    _commit("INSERT INTO stored (id) VALUES (?)", row_id)
+    answer = _upstream().post(f"{_base}/files", data=data, headers=_form_headers())
+    _commit("UPDATE stored SET upstream_id = ? WHERE id = ?", answer.json()["id"], row_id)
+    return _relayed(answer)
+
+
+def _commit(statement: str, *values: str) -> None:
+    # SQLite's own way of waiting for another process that writes sleeps.
+    with _WRITING:
+        line = _line()
+        fcntl.lockf(line, fcntl.LOCK_EX)
+        with _database() as database:
+            database.execute(statement, values)
+        fcntl.lockf(line, fcntl.LOCK_UN)
+
+
+@cache
+def _line() -> int:
+    return os.open(f"{os.environ['BARE_DATABASE']}-line", os.O_RDWR | os.O_CREAT, 0o600)
 
 
 def _to_all(pieces: Iterator[bytes], length: int, targets: int) -> list[requests.Response]:

@@ -491,6 +491,29 @@ class BareSqlite(Bare):
             self.know(f"file-of-a-page-{n}")
 
 
+class BareStored(Bare):
+    """The same application, which relays small uploads between two commits on its disk."""
+
+    name = "bare-stored"
+    label = "bare relay, two commits"
+    can = frozenset({"upload"})
+    most_targets = 1
+    prefix = "/stored"
+
+    @property
+    def _database(self) -> Path:
+        return self.folder / "stored.db"
+
+    def prepare(self) -> None:
+        with sqlite3.connect(self._database) as database:
+            # As SQLite keeps a commit through a loss of power, and readers from waiting for it.
+            database.execute("PRAGMA journal_mode=WAL")
+            database.execute(
+                "CREATE TABLE IF NOT EXISTS stored (id TEXT PRIMARY KEY, upstream_id TEXT)"
+            )
+        database.close()
+
+
 class LiteLLM(Gateway):
     """LiteLLM Proxy without a database: the account is in the file's id."""
 
@@ -594,6 +617,7 @@ GATEWAYS: tuple[type[Gateway], ...] = (
     Manifold,
     Bare,
     BareSqlite,
+    BareStored,
     LiteLLM,
     LiteLLMManaged,
     Portkey,

@@ -26,7 +26,7 @@ def test_every_work_is_done_and_told_of_and_nothing_is_left(tmp_path: Path) -> N
     scratch.mkdir()
     command = [sys.executable, "-m", "benchmarks", "--smoke", "--peers", "direct", "manifold"]
     done = subprocess.run(
-        [*command, "bare", "bare-sqlite", "--write", str(page), "--keep", str(kept)],
+        [*command, "bare", "bare-sqlite", "bare-stored", "--write", str(page), "--keep", str(kept)],
         cwd=ROOT,
         env={**os.environ, "TMPDIR": str(scratch)},
         capture_output=True,
