@@ -236,17 +236,17 @@ class _Reader:
     def _spooled(self, part: MultipartSegment, data: Iterator[bytes]) -> SpooledFile:
         digest = Digest()
         pieces = self._measured(data, digest)
-        begun: list[bytes] = []
+        begun: list[_Measured] = []
         size = 0
-        for piece in pieces:
-            begun.append(piece)
-            size += len(piece)
+        for piece, size in pieces:
+            begun.append((piece, size))
             if size > self._in_memory:
-                path, size = self._written(part, chain(_taken(begun), pieces))
-                return self._spooled_as(part, path, size, digest.hexdigest())
-        return self._spooled_as(part, b"".join(begun), size, digest.hexdigest())
+                path, whole = self._written(part, chain(_taken(begun), pieces))
+                return self._spooled_as(part, path, whole, digest.hexdigest())
+        content = b"".join(piece for piece, _ in begun)
+        return self._spooled_as(part, content, size, digest.hexdigest())
 
-    def _measured(self, data: Iterator[bytes], digest: Digest) -> Iterator[bytes]:
+    def _measured(self, data: Iterator[bytes], digest: Digest) -> "Iterator[_Measured]":
         size = 0
         for piece in data:
             size += len(piece)
@@ -254,9 +254,9 @@ class _Reader:
                 declared = request.content_length
                 raise _too_large(self._file_field, self._max, declared or size)
             digest.update(piece)
-            yield piece
+            yield piece, size
 
-    def _written(self, part: MultipartSegment, pieces: Iterator[bytes]) -> tuple[Path, int]:
+    def _written(self, part: MultipartSegment, pieces: "Iterator[_Measured]") -> tuple[Path, int]:
         """Where the pieces are now, and how many bytes they were."""
         size = shown = 0
         is_announced = False
@@ -264,8 +264,7 @@ class _Reader:
         try:
             path, opened = self._open()
             with opened as out:
-                for piece in pieces:
-                    size += len(piece)
+                for piece, size in pieces:
                     out.write(piece)
                     if size - shown < FLUSH_BYTES:
                         continue
@@ -323,7 +322,11 @@ def _remove(path: Path) -> None:
     threads().submit(os.close, held)
 
 
-def _taken(pieces: list[bytes]) -> Iterator[bytes]:
+_Measured = tuple[bytes, int]
+"""A piece, and how many bytes have come with it."""
+
+
+def _taken(pieces: list[_Measured]) -> Iterator[_Measured]:
     while pieces:
         yield pieces.pop(0)
 

@@ -83,9 +83,9 @@ def plan(changing: Changing, file: File, copies: Sequence[Copy]) -> None:
         changing.do(_PLAN_COPY, **values_of(copy, _COPY_NAMES))
 
 
-def values_of(draft: File | Copy, names: Sequence[str]) -> dict[str, Any]:
+def values_of(of: File | Copy, names: Sequence[str]) -> dict[str, Any]:
     """Some of what is known of an object of no session."""
-    found = vars(draft)
+    found = vars(of)
     return {name: found[name] for name in names}
 
 

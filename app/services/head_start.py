@@ -84,17 +84,16 @@ class HeadStarts:
     def begin(self, upload: Upload, way: Way) -> HeadStart | None:
         """Send an upload whose first bytes are on disk; None where it has to be complete first.
 
-        A batch file's rows are checked and rewritten before they go anywhere.
+        A batch file's rows are checked and rewritten before they go anywhere, and what is in memory
+        has come already.
         """
-        if upload.purpose == "batch":
+        if upload.purpose == "batch" or isinstance(upload.source, bytes):
             return None
         routes = list(way.routes)
         if way.kind != "unified":
             routes = self._router.order(routes, lambda route: route.deployment.id)[:1]
         routes = [route for route in routes if not route.provider.is_on_this_disk]
         if not routes or not self._take(len(routes)):
-            return None
-        if isinstance(upload.source, bytes):
             return None
         arriving = Arriving(upload.source, upload.size)
         upload = replace(upload, arriving=arriving)

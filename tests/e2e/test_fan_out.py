@@ -103,7 +103,7 @@ def the_main_story(house: House, upstream: Upstream) -> None:
     ):
         begun = time.monotonic()
         file = house.upload("a, b")
-        assert time.monotonic() - begun < 1.7
+        assert time.monotonic() - begun < 1.6
     [first], [second], [third] = (account.uploads() for account in house.accounts)
     assert first.overlaps(second)
     assert second.overlaps(third)

@@ -98,6 +98,16 @@ def test_one_that_ends_just_before_its_end_is_let_go_is_no_error(gateway, alice)
     assert held(gateway)["b-1"] == [CONTENT]
 
 
+def test_what_is_in_memory_takes_no_thread_from_what_still_arrives(gateway, alice):
+    way = gateway.way(alice, target_model_names=("b",))
+    starts = HeadStarts(gateway.router, threads=1)
+    small = replace(make_upload(CONTENT), source=CONTENT)
+    assert [starts.begin(small, way) for _ in range(3)] == [None] * 3
+    begun = starts.begin(announced(make_upload(CONTENT)), way)
+    assert begun is not None
+    begun.give_up()
+
+
 def test_a_batch_file_waits_until_its_rows_are_checked(gateway, alice):
     way = gateway.way(alice, target_model_names=("a", "b"))
     assert gateway.files.begin(make_upload(CONTENT, purpose="batch"), way) is None
